@@ -1,0 +1,39 @@
+"""Settings of the `engines:` part of sekisho.yaml."""
+
+from typing import Literal
+
+import msgspec
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model the team can name. `engine` picks the implementation; the other fields are for that one.
+
+    `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers`
+    (-1: all that fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`,
+    `threads`. `openai_http`: `url` (ends in /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots` (how many
+    requests may run there at once). `fake`: for tests.
+    """
+
+    name: str
+    engine: Literal["llama_cpp", "openai_http", "fake"] = "llama_cpp"
+    path: str | None = None
+    context: int = 4096
+    slots: int = 4
+    gpu_layers: int = -1
+    devices: str | None = None
+    kv_type_k: KvType = "f16"
+    kv_type_v: KvType = "f16"
+    chat_template: str | None = None
+    mmproj: str | None = None
+    embeddings: bool = False
+    threads: int | None = None
+    url: str | None = None
+    upstream_model: str | None = None
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 300.0
+    idle_timeout_s: float = 120.0
+    options: dict[str, str | int | float | bool] = {}
