@@ -4,7 +4,7 @@ All methods are coroutines or asynchronous generators and never block the loop. 
 tasks at once; it does its own connection pooling and nothing else: queueing and fairness are the gateway's.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -68,11 +68,6 @@ class Engine(Protocol):
 
     async def health(self) -> Health:
         """Never raises."""
-        ...
-
-    async def raw(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """One request to the engine's own API (`/tokenize`, `/props`, …) for code that knows the engine.
-        Raises `EngineUnavailable`."""
         ...
 
     async def close(self) -> None:
