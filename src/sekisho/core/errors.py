@@ -9,6 +9,7 @@ SekishoError              has an HTTP status, OpenAI's `type` and `code`, a mess
 │   ├── Forbidden         403
 │   ├── NotFound          404 (also another key's object: existence is not told)
 │   ├── MethodNotAllowed  405
+│   ├── BodyTimeout       408, the body came too slowly
 │   ├── TooLarge          413
 │   ├── RateLimited       429 rate_limit_exceeded, with Retry-After
 │   └── QuotaSpent        429 insufficient_quota
@@ -83,6 +84,11 @@ class NotFound(RequestError):
 class MethodNotAllowed(RequestError):
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTimeout(RequestError):
+    status = 408
+    code = "body_timeout"
 
 
 class TooLarge(RequestError):
