@@ -1,0 +1,1 @@
+"""Machines and processes: the supervisor of our children."""
