@@ -1,0 +1,95 @@
+"""From the file and the environment to `Settings`."""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from sekisho.ops.home import Home
+from sekisho.settings.checks import check
+from sekisho.settings.document import Document, SettingsError, SettingsProblem, read_document
+from sekisho.settings.model import VERSION, Settings
+from sekisho.settings.shape import fit
+
+Migration = Callable[[dict[str, Any]], list[str]]
+"""Brings a file's values from one version to the next, in place; answers with what it changed, in words."""
+
+MIGRATIONS: dict[int, Migration] = {}
+"""By the version that a file has. Version 1 is the first, so there is nothing to bring forward yet."""
+
+
+def load(
+    home: Home, environment: Mapping[str, str] | None = None, notify: Callable[[str], None] | None = None
+) -> Settings:
+    """Reads the home's settings. No file means the defaults. Raises SettingsError; `notify` hears of migrations."""
+    values = os.environ if environment is None else environment
+    source = str(home.settings_file)
+    try:
+        text = home.settings_file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        text = ""
+    except UnicodeDecodeError as error:
+        raise SettingsError(SettingsProblem("not UTF-8 text", hint="save it as UTF-8", source=source)) from error
+    except OSError as error:
+        raise SettingsError(SettingsProblem(f"cannot be read: {error.strerror}", source=source)) from error
+    return with_environment(load_text(text, source, notify), values)
+
+
+def load_text(text: str, source: str = "sekisho.yaml", notify: Callable[[str], None] | None = None) -> Settings:
+    """Reads settings from text alone. Raises SettingsError with all problems found."""
+    document = read_document(text, source)
+    if not isinstance(document.value, dict):
+        document.problem((), "expected `name: value` lines at the top of the file")
+        raise SettingsError(*document.problems)
+    for change in migrate(document, MIGRATIONS, VERSION):
+        if notify is not None:
+            notify(f"{source}: {change}")
+    settings = fit(document, document.value, Settings)
+    if settings is not msgspec.UNSET:
+        check(document, settings)
+    if document.problems:
+        raise SettingsError(*document.problems)
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def migrate(document: Document, migrations: Mapping[int, Migration], newest: int) -> list[str]:
+    """Brings the document's values to the newest version, in memory. Answers with the changes, in words."""
+    version = document.value.get("version", newest)
+    if not isinstance(version, int) or isinstance(version, bool):
+        return []  # `fit` complains about the type
+    if version > newest:
+        message = f"made for a newer Sekisho (version {version}; this one knows {newest})"
+        document.problem(("version",), message, "update Sekisho, or use the settings of this version")
+        raise SettingsError(*document.problems)
+    changes: list[str] = []
+    while version < newest:
+        if version not in migrations:
+            document.problem(("version",), f"there is no version {version}", f"write `version: {newest}`")
+            raise SettingsError(*document.problems)
+        changes += migrations[version](document.value)
+        version += 1
+        document.value["version"] = version
+    return changes
+
+
+def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """Lays DATABASE_URL, SEKISHO_HOST and SEKISHO_PORT over the settings. Raises SettingsError."""
+    gateway, store = settings.gateway, settings.store
+    if host := environment.get("SEKISHO_HOST"):
+        gateway = msgspec.structs.replace(gateway, host=host)
+    if port := environment.get("SEKISHO_PORT"):
+        if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
+            problem = SettingsProblem("must be a number from 1 to 65535", "SEKISHO_PORT", source="environment")
+            raise SettingsError(problem)
+        gateway = msgspec.structs.replace(gateway, port=int(port))
+    if url := environment.get("DATABASE_URL"):
+        store = msgspec.structs.replace(store, url=url)
+    return msgspec.structs.replace(settings, gateway=gateway, store=store)
+
+
+def default_text() -> str:
+    """A commented `sekisho.yaml` that says what the defaults say."""
+    return resources.files("sekisho.settings").joinpath("template.yaml").read_text(encoding="utf-8")

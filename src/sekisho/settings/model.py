@@ -1,0 +1,27 @@
+"""The whole of the settings as one value."""
+
+import msgspec
+
+from sekisho.engines.config import ModelConfig
+from sekisho.gateway.config import GatewayConfig
+from sekisho.store.config import StoreConfig
+
+VERSION = 1
+
+BUILTIN_MODEL = ModelConfig(name="sekisho-mini", path="builtin")
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`default_model` answers when a client names none (None: the first). `aliases`: other names for models."""
+
+    version: int = VERSION
+    gateway: GatewayConfig = GatewayConfig()
+    store: StoreConfig = StoreConfig()
+    models: tuple[ModelConfig, ...] = (BUILTIN_MODEL,)
+    default_model: str | None = None
+    aliases: dict[str, str] = {}
+
+    def model(self, name: str) -> ModelConfig | None:
+        """The model of this name or alias."""
+        wanted = self.aliases.get(name, name)
+        return next((model for model in self.models if model.name == wanted), None)
