@@ -5,7 +5,7 @@ wake-up a read and not one a token. A stream is batches of deltas, then `Usage` 
 exactly one `Finished` per choice, or one `Failed`, which ends everything.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
 import msgspec
@@ -96,7 +96,8 @@ class Failed(msgspec.Struct, frozen=True):
 Event = Started | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | Usage | Finished | Failed
 
 Batch = list[Event]
-EventStream = AsyncIterator[Batch]
+# A generator and not any iterator: closing it (`aclose`) is how a turn is called off.
+EventStream = AsyncGenerator[Batch, None]
 Handler = Callable[[Turn], EventStream]
 Stage = Callable[[Turn, Handler], EventStream]
 

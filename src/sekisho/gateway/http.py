@@ -28,7 +28,7 @@ class ClientGone(Exception):
 class Request:
     """One request. `headers` holds the last value of each name; `id` goes back as `x-request-id`."""
 
-    __slots__ = ("_receive", "finished", "gone", "headers", "id", "method", "path", "scope", "send")
+    __slots__ = ("_receive", "begun", "finished", "gone", "headers", "id", "method", "path", "scope", "send")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -41,6 +41,7 @@ class Request:
         self._receive = receive
         self.send = send
         self.gone = False
+        self.begun = False
         self.finished = False
 
     @property
@@ -109,7 +110,7 @@ class Request:
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Sequence[Header] = ()
     ) -> None:
         """Sends a whole answer."""
-        self.finished = True
+        self.begun = self.finished = True
         await self.send(
             {
                 "type": "http.response.start",

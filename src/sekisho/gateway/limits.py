@@ -133,5 +133,5 @@ class Meter:
         cost = self.limits.budget_cost_micros
         if cost is not None and spending.cost_micros >= cost:
             raise QuotaSpent(
-                f"This key's cost budget of {cost / 1e6:g} for the month is spent. Ask the administrator of this server."
+                f"This key's cost budget of {cost / 1e6:g} a month is spent. Ask the administrator of this server."
             )

@@ -1,0 +1,310 @@
+"""Runs a turn and writes its answer: whole, or as a stream with keep-alives.
+
+The order that the promises need: engine events are encoded and sent as they come; when they have ended, the usage is
+made durable, then whatever `on_complete` stores, and only then the bytes that complete the answer leave.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+from sekisho.core.errors import Draining, SekishoError
+from sekisho.core.events import Batch, Event, EventStream, Failed, Started
+from sekisho.gateway.exchange import Exchange
+from sekisho.gateway.http import Header, Request
+from sekisho.wire.base import Encoder
+
+log = logging.getLogger("sekisho.gateway.answer")
+
+Complete = Callable[[], Awaitable[None]]
+
+
+def failed_event(error: SekishoError) -> Failed:
+    """The event form of an error, for a stream that has begun."""
+    return Failed(error.id, error.error_code, error.type, error.message, error.status, error.retry_after_s)
+
+
+class TurnFailed(Exception):
+    """A `Failed` event on its way to an answer of which nothing was sent yet."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+def unexpected(where: str, error: Exception) -> SekishoError:
+    """Logs a programmer's error with its traceback and gives what the client may know of it."""
+    shown = SekishoError(
+        "An internal error of the server. Its administrator finds it in the log by this id.", code="internal_error"
+    )
+    log.error("%s: unexpected %s (%s)", where, type(error).__name__, shown.id, exc_info=error)
+    return shown
+
+
+class Answer:
+    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request)."""
+
+    __slots__ = ("_aborted", "_encoder", "_exchange", "_on_complete", "_task")
+
+    def __init__(self, exchange: Exchange, encoder: Encoder, on_complete: Complete | None = None) -> None:
+        self._exchange = exchange
+        self._encoder = encoder
+        self._on_complete = on_complete
+        self._aborted: SekishoError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def abort(self, error: SekishoError) -> None:
+        """Cancels the turn; the client gets `error`. Does nothing when the answer is already done."""
+        if self._task is not None and not self._task.done() and self._aborted is None:
+            self._aborted = error
+            self._task.cancel()
+
+    async def send_whole(self, request: Request, events: EventStream, headers: Sequence[Header]) -> None:
+        """Raises SekishoError or TurnFailed where the turn broke: nothing has been sent then."""
+        async with self._watched(request):
+            failed = await self._collect(request, events)
+            if failed is not None:
+                self._exchange.record("failed", failed.status, failed)
+                raise TurnFailed(failed)
+            self._exchange.record("completed", 200)
+            if self._on_complete is not None:
+                await self._on_complete()
+            body = self._encoder.whole()
+        if not request.gone:
+            await request.respond(200, body, self._encoder.content_type.encode(), headers)
+
+    async def run_unattended(self, events: EventStream) -> None:
+        """Runs a turn that nobody is connected to (a background response). Never raises but CancelledError."""
+        self._task = asyncio.current_task()
+        try:
+            failed = await self._collect(None, events)
+        except asyncio.CancelledError:
+            failed = failed_event(self._aborted or Draining("The server was stopped."))
+            self._encoder.feed([failed])
+        status = "failed" if failed is not None else "completed"
+        self._exchange.record(status, failed.status if failed else 200, failed)
+        if self._on_complete is not None:
+            await self._on_complete()
+
+    async def send_stream(
+        self, request: Request, events: EventStream, headers: Sequence[Header], keepalive_s: float
+    ) -> None:
+        """Raises SekishoError or TurnFailed only while nothing has been sent; later trouble goes into the stream."""
+        writer = StreamWriter(request, self._encoder, headers, keepalive_s)
+        async with self._watched(request):
+            try:
+                await self._pump(writer, events)
+                await self._finish(writer)
+            finally:
+                writer.close()
+
+    async def _pump(self, writer: "StreamWriter", events: EventStream) -> None:
+        exchange, encoder = self._exchange, self._encoder
+        try:
+            async with aclosing(events) as batches:
+                async for batch in batches:
+                    exchange.observe(batch)
+                    if exchange.failed is not None and not writer.begun:
+                        self._exchange.record("failed", exchange.failed.status, exchange.failed)
+                        raise TurnFailed(exchange.failed)
+                    if type(batch[0]) is Started and len(batch) == 1 and not writer.begun:
+                        continue  # nothing was said yet: a failure can still have its own status
+                    await writer.write(writer.opening() + encoder.feed(batch))
+                    if exchange.failed is not None:
+                        return
+        except asyncio.CancelledError:
+            if self._aborted is None or not writer.begun:
+                raise  # told apart in _Watched
+            _uncancel()
+            await self._fail(writer, self._aborted)
+        except TurnFailed:
+            raise
+        except Exception as error:
+            shown = error if isinstance(error, SekishoError) else unexpected("stream", error)
+            if not writer.begun:
+                self._exchange.record("failed", shown.status, shown)
+                raise shown from error
+            log.warning("stream %s broke: %s (%s)", exchange.id, shown.message, shown.id)
+            await self._fail(writer, shown)
+
+    async def _finish(self, writer: "StreamWriter") -> None:
+        exchange = self._exchange
+        try:
+            if exchange.failed is not None:
+                exchange.record("failed", exchange.failed.status, exchange.failed)
+            else:
+                exchange.record("completed", 200)
+            if self._on_complete is not None:
+                await self._on_complete()
+        except SekishoError as error:
+            if not writer.begun:
+                raise
+            log.error("stream %s cannot be completed: %s (%s)", exchange.id, error.message, error.id)
+            if exchange.failed is None:
+                await self._fail(writer, error)
+        await writer.write(writer.opening() + self._encoder.end(), last=True)
+
+    async def _fail(self, writer: "StreamWriter", error: SekishoError) -> None:
+        failed = failed_event(error)
+        self._exchange.failed = failed
+        await writer.write(self._encoder.feed([failed]))
+
+    async def _collect(self, request: Request | None, events: EventStream) -> Failed | None:
+        """Feeds everything to the encoder. Errors become the returned Failed."""
+        try:
+            async with aclosing(events) as batches:
+                async for batch in batches:
+                    self._exchange.observe(batch)
+                    self._encoder.feed(batch)
+        except SekishoError as error:
+            if request is not None:
+                self._exchange.record("failed", error.status, error)
+                raise
+            self._exchange.failed = failed_event(error)
+            self._encoder.feed([self._exchange.failed])
+        except Exception as error:
+            if request is not None:
+                raise
+            self._exchange.failed = failed_event(unexpected("background response", error))
+            self._encoder.feed([self._exchange.failed])
+        return self._exchange.failed
+
+    def _watched(self, request: Request) -> "_Watched":
+        self._task = asyncio.current_task()
+        return _Watched(request, self)
+
+    def left(self, request: Request) -> SekishoError | None:
+        """What a cancellation meant: an error to tell, or None where the client is gone. Records the usage."""
+        error = self._aborted
+        self._exchange.record("failed" if error else "cancelled", error.status if error else 499, error)
+        if error is None and not request.gone:
+            raise asyncio.CancelledError
+        return error
+
+
+class _Watched:
+    """While inside, a client that goes away cancels this task; on the way out that is told apart from an abort."""
+
+    __slots__ = ("_answer", "_request", "_watcher")
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        self._request = request
+        self._answer = answer
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._watcher = asyncio.get_running_loop().create_task(self._request.watch(task))
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        self._watcher.cancel()
+        if kind is not asyncio.CancelledError:
+            return False
+        told = self._answer.left(self._request)
+        _uncancel()
+        if told is not None:
+            raise told
+        return True
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+class StreamWriter:
+    """Sends a stream's bytes; sends a keep-alive when the engine was silent for `keepalive_s`.
+
+    The head (status 200) leaves with the first bytes, so that an engine that fails at once still gets a proper
+    status; a keep-alive that comes first commits to 200.
+    """
+
+    __slots__ = (
+        "_beat",
+        "_encoder",
+        "_headers",
+        "_keepalive_s",
+        "_last_s",
+        "_loop",
+        "_opened",
+        "_request",
+        "_sending",
+        "_timer",
+    )
+
+    def __init__(self, request: Request, encoder: Encoder, headers: Sequence[Header], keepalive_s: float) -> None:
+        self._request = request
+        self._encoder = encoder
+        self._headers = headers
+        self._keepalive_s = keepalive_s
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()
+        self._sending = False
+        self._opened = False
+        self._timer = self._loop.call_later(keepalive_s, self._tick)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has seen a status."""
+        return self._request.begun
+
+    def opening(self) -> bytes:
+        """The encoder's first bytes, once. To be called before anything else is encoded."""
+        if self._opened:
+            return b""
+        self._opened = True
+        return self._encoder.start()
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Sends `data` if there is any. `last` ends the answer."""
+        if not data and not last:
+            return
+        request = self._request
+        self._sending = True
+        try:
+            if not request.begun:
+                request.begun = True
+                await request.send(
+                    {"type": "http.response.start", "status": 200, "headers": self._head(request.id.encode())}
+                )
+            if last:
+                request.finished = True
+            await request.send({"type": "http.response.body", "body": data, "more_body": not last})
+        finally:
+            self._sending = False
+            self._last_s = self._loop.time()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _head(self, request_id: bytes) -> list[Header]:
+        return [
+            (b"content-type", self._encoder.content_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),  # nginx in front must not collect the stream
+            (b"x-request-id", request_id),
+            *self._headers,
+        ]
+
+    def _tick(self) -> None:
+        wait_s = self._keepalive_s - (self._loop.time() - self._last_s)
+        if wait_s <= 0.001:
+            wait_s = self._keepalive_s
+            if not self._sending:
+                self._beat = self._loop.create_task(self._keep_alive())
+        self._timer = self._loop.call_later(wait_s, self._tick)
+
+    async def _keep_alive(self) -> None:
+        if not (self._sending or self._request.finished or self._request.gone):
+            await self.write(self.opening() + self._encoder.keepalive())
+
+
+def single(batch: Sequence[Event]) -> EventStream:
+    """A stream of one batch, for answers that need no engine."""
+
+    async def once() -> AsyncGenerator[Batch, None]:
+        yield list(batch)
+
+    return once()

@@ -1,0 +1,171 @@
+"""The models the team can name: each with its engine, its queue, and what the engine last said of itself."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+
+from sekisho.core.errors import EngineUnavailable, Forbidden, InvalidRequest, NotFound
+from sekisho.core.events import Batch, EventStream, Handler, compose
+from sekisho.core.turn import Turn
+from sekisho.engines.base import Engine, EngineModel, Health
+from sekisho.engines.config import ModelConfig
+from sekisho.gateway.identity import Holder
+from sekisho.gateway.queue import FairQueue
+
+log = logging.getLogger("sekisho.gateway.roster")
+
+_RETRY_S = 0.25
+_POLL_STARTING_S = 0.5
+_POLL_READY_S = 5.0
+
+
+class Entry:
+    """One model."""
+
+    def __init__(self, config: ModelConfig, engine: Engine, queue: FairQueue) -> None:
+        self.config = config
+        self.engine = engine
+        self.queue = queue
+        self.health = Health("starting")
+        self.card: EngineModel | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def context_tokens(self) -> int | None:
+        """As the engine lists it, else as configured where we start the engine ourselves."""
+        if self.card is not None and self.card.context_tokens is not None:
+            return self.card.context_tokens
+        return self.config.context if self.config.engine == "llama_cpp" else None
+
+
+class Roster:
+    """Finds the model of a turn and runs the turn through queue and engine."""
+
+    def __init__(
+        self, entries: Iterable[Entry], aliases: Mapping[str, str], default: str | None, restart_wait_s: float
+    ) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self._aliases = dict(aliases)
+        self._default = default
+        self._restart_wait_s = restart_wait_s
+        # The road inside the gateway, outermost first. The guard, personas and memory join this list.
+        self._road = compose([self._queued, self._through_restarts], self._engine)
+
+    def find(self, name: str, holder: Holder) -> Entry:
+        """The model's entry. Raises NotFound for an unknown name, Forbidden for one that the key may not use."""
+        entry = self._lookup(name)
+        if entry is None:
+            names = ", ".join(self.permitted(holder)) or "none"
+            raise NotFound(
+                f"The model '{name[:200]}' does not exist. This key may use: {names}.",
+                param="model",
+                code="model_not_found",
+            )
+        allowed = holder.record.models
+        if allowed is not None and entry.name not in allowed and name not in allowed:
+            raise Forbidden(f"This key may not use the model '{name}'.", param="model", code="model_not_allowed")
+        return entry
+
+    def permitted(self, holder: Holder) -> list[str]:
+        """Model names this key may use, in the order of the settings."""
+        allowed = holder.record.models
+        return [name for name in self.entries if allowed is None or name in allowed]
+
+    def run(self, turn: Turn) -> EventStream:
+        """Runs a turn whose `model` is an entry's own name. Engine contract as in `engines.base.Engine.generate`."""
+        return self._road(turn)
+
+    def ready(self) -> bool:
+        """Whether at least one model can answer now."""
+        return any(entry.health.state == "ready" for entry in self.entries.values())
+
+    async def watch(self) -> None:
+        """Asks every engine for its health until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for entry in self.entries.values():
+                group.create_task(self._watch(entry))
+
+    async def close(self) -> None:
+        for entry in self.entries.values():
+            await entry.engine.close()
+
+    def _lookup(self, name: str) -> Entry | None:
+        if not name and self._default is not None:
+            name = self._default
+        entry = self.entries.get(name)
+        if entry is None and name in self._aliases:
+            entry = self.entries.get(self._aliases[name])
+        if entry is None and name.endswith(":latest"):  # the way Ollama's clients write a name
+            entry = self._lookup(name.removesuffix(":latest"))
+        return entry
+
+    async def _watch(self, entry: Entry) -> None:
+        while True:
+            health = await entry.engine.health()
+            if health.state != entry.health.state:
+                log.info("model %s: %s%s", entry.name, health.state, f" ({health.reason})" if health.reason else "")
+            if health.state == "ready" and (entry.card is None or entry.health.state != "ready"):
+                try:
+                    entry.card = next(iter(await entry.engine.models()), None)
+                except EngineUnavailable as error:
+                    health = Health("down", error.message)
+            entry.health = health
+            await asyncio.sleep(_POLL_READY_S if health.state == "ready" else _POLL_STARTING_S)
+
+    async def _queued(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
+        queue = self.entries[turn.model].queue
+        await queue.acquire(turn.caller.key_id if turn.caller else "")
+        try:
+            async with aclosing(inner(turn)) as events:
+                async for batch in events:
+                    yield batch
+        finally:
+            queue.release()
+
+    async def _through_restarts(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
+        """A turn that found its engine down waits for the supervisor to bring it back, if nothing was said yet."""
+        deadline_s: float | None = None
+        while True:
+            said = False
+            try:
+                async with aclosing(inner(turn)) as events:
+                    async for batch in events:
+                        said = True
+                        yield batch
+                return
+            except EngineUnavailable:
+                now_s = asyncio.get_running_loop().time()
+                deadline_s = deadline_s if deadline_s is not None else now_s + self._restart_wait_s
+                ours = self.entries[turn.model].config.engine == "llama_cpp"
+                if said or not ours or now_s >= deadline_s:
+                    raise
+            await asyncio.sleep(_RETRY_S)
+
+    def _engine(self, turn: Turn) -> EventStream:
+        return self.entries[turn.model].engine.generate(turn)
+
+
+def check_fits(turn: Turn, entry: Entry) -> None:
+    """Raises InvalidRequest when more output is asked for than the model's context holds."""
+    wanted, context = turn.sampling.max_tokens, entry.context_tokens
+    if wanted is not None and context is not None and wanted > context:
+        name = _MAX_TOKENS_NAME[turn.protocol]
+        raise InvalidRequest(
+            f"{name} is {wanted}, but the context of '{entry.name}' holds {context} tokens, prompt included.",
+            param=name,
+            code="max_tokens_exceeds_context",
+        )
+
+
+_MAX_TOKENS_NAME = {
+    "chat": "max_tokens",
+    "completions": "max_tokens",
+    "responses": "max_output_tokens",
+    "messages": "max_tokens",
+    "ollama_chat": "options.num_predict",
+    "ollama_generate": "options.num_predict",
+}
