@@ -146,7 +146,10 @@ def main() -> None:
     if unknown := [name for name in names if name not in CANDIDATES]:
         parser.error(f"unknown candidate {', '.join(unknown)}; there are {', '.join(CANDIDATES)}")
     if arguments.engine:
-        save("engine.json", lambda: engine_speed.main(arguments.rounds, arguments.quick, arguments.model))
+        try:
+            save("engine.json", lambda: engine_speed.main(arguments.rounds, arguments.quick, arguments.model))
+        except CannotRun as reason:
+            sys.exit(f"cannot measure: {reason}")
         return
 
     def comparison() -> dict[str, object]:
