@@ -225,7 +225,9 @@ class Gateway:
 
     def _report_death(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            unexpected(f"background task {task.get_name()}", error if isinstance(error, Exception) else Exception(error))
+            unexpected(
+                f"background task {task.get_name()}", error if isinstance(error, Exception) else Exception(error)
+            )
 
     # --- what handlers use --------------------------------------------------------------------------------------
 

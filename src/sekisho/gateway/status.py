@@ -1,0 +1,48 @@
+"""Health, readiness, metrics."""
+
+import msgspec
+
+from sekisho.core.errors import Forbidden
+from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.identity import check_scope
+from sekisho.gateway.metrics import CONTENT_TYPE
+
+
+async def healthz(gateway: Gateway, call: Call) -> None:
+    """The process lives."""
+    await call.request.respond(200, b'{"status":"ok"}')
+
+
+async def readyz(gateway: Gateway, call: Call) -> None:
+    """At least one model can answer, the store is open, and nobody is draining. Details only for a live key."""
+    ready = gateway.roster.ready() and gateway.store_open and not gateway.draining
+    told: dict[str, object] = {"status": "draining" if gateway.draining else "ready" if ready else "not_ready"}
+    if gateway.ring.known(call.request.headers) is not None:
+        told["store"] = "open" if gateway.store_open else "unreachable"
+        told["uptime_s"] = round(gateway.clock.monotonic() - gateway.started_s, 1)
+        told["models"] = {
+            entry.name: {
+                "state": entry.health.state,
+                "reason": entry.health.reason,
+                "running": entry.queue.running,
+                "waiting": entry.queue.waiting,
+                "context_tokens": entry.context_tokens,
+            }
+            for entry in gateway.roster.entries.values()
+        }
+    await call.request.respond(200 if ready else 503, msgspec.json.encode(told))
+
+
+async def metrics(gateway: Gateway, call: Call) -> None:
+    """Prometheus' text format, for a key with the scope `control` or `admin`, or for all by `metrics_public`."""
+    if not gateway.config.metrics_public:
+        holder = await gateway.ring.identify(call.request.headers)
+        try:
+            check_scope(holder, "control")
+        except Forbidden:
+            check_scope(holder, "admin")
+    for entry in gateway.roster.entries.values():
+        gateway.metrics.running.labels(entry.name).set(entry.queue.running)
+        gateway.metrics.waiting.labels(entry.name).set(entry.queue.waiting)
+        gateway.metrics.engine_ready.labels(entry.name).set(entry.health.state == "ready")
+    await call.request.respond(200, gateway.metrics.text(), CONTENT_TYPE)

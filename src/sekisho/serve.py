@@ -1,0 +1,289 @@
+"""The wiring: settings become a supervisor with its children, and in the gateway's process a running gateway.
+
+sekisho up  ->  supervise  ->  Supervisor  ->  `python -m sekisho.serve gateway`  ->  Gateway in uvicorn
+                                           ->  `python -m sekisho.engines.llama_worker`, one a local model
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sekisho import __version__
+from sekisho.core.clock import SystemClock
+from sekisho.engines import llama_worker
+from sekisho.engines.config import ModelConfig
+from sekisho.gateway.config import GatewayConfig
+from sekisho.ops.child import EXIT_CONFIGURATION, die_with_parent
+from sekisho.ops.home import Home, RunState, clear_state, write_atomically, write_state
+from sekisho.settings import Settings
+
+if TYPE_CHECKING:  # heavy, and only one of the two processes needs each
+    from sekisho.gateway.app import Gateway
+    from sekisho.ops.supervisor import ChildSpec, Supervisor
+
+READY_TIMEOUT_S = 180.0
+_ADMIN_SCOPES = frozenset({"chat", "embeddings", "admin", "control", "audit"})
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """What the person who started the server is told. `admin_key` is there at the first start only."""
+
+    url: str
+    home: Path
+    models: tuple[str, ...]
+    admin_key: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class StartFailed(Exception):
+    """The server cannot start. The text says why and what to do; `log_tail` holds the last lines of the culprit."""
+
+    def __init__(self, message: str, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """Where a local engine listens and what its log is."""
+
+    url: str
+    log_path: Path
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the supervisor hands to the gateway's process, as `run/plan.json`. Holds no secret."""
+
+    settings: Settings
+    workers: dict[str, Worker]
+
+
+def database_url(home: Home, settings: Settings, environment: Mapping[str, str] | None = None) -> str:
+    """DATABASE_URL, else `store.url`, else the SQLite file of the home."""
+    values = os.environ if environment is None else environment
+    return values.get("DATABASE_URL") or settings.store.url or str(home.database)
+
+
+def base_url(config: GatewayConfig) -> str:
+    """The address to print: `public_url`, else host and port, with loopback for a wildcard host."""
+    if config.public_url:
+        return config.public_url.rstrip("/")
+    return local_url(config)
+
+
+def local_url(config: GatewayConfig) -> str:
+    """The address at which this machine reaches the gateway."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{config.port}"
+
+
+# --- the supervisor's process ---------------------------------------------------------------------------------------
+
+
+def supervise(home: Home, settings: Settings, *, announce: Callable[[Announcement], None]) -> int:
+    """Runs the server until SIGTERM or SIGINT; `announce` is called once it answers. Returns the exit code.
+
+    Raises StartFailed, and `ops.instance_lock.AlreadyRunning` when this home is served already.
+    """
+    return asyncio.run(_supervise(home, settings, announce))
+
+
+async def _supervise(home: Home, settings: Settings, announce: Callable[[Announcement], None]) -> int:
+    from sekisho.ops.supervisor import Supervisor
+
+    home.create()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        _on_signal(loop, number, stop.set)
+    plan = _plan(home, settings)
+    supervisor = Supervisor(home.run, _children(home, plan))
+    _check_port(settings.gateway)
+    admin_key = await _first_key(home, settings)
+    write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
+    await supervisor.start()
+    try:
+        write_state(home, RunState.of_this_process(local_url(settings.gateway), __version__))
+        ready = loop.create_task(_until_ready(supervisor, settings.gateway))
+        stopping = loop.create_task(stop.wait())
+        await asyncio.wait({ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            warnings = ready.result()
+            models = tuple(model.name for model in settings.models)
+            announce(Announcement(base_url(settings.gateway), home.path, models, admin_key, warnings))
+        else:
+            ready.cancel()
+        await stopping
+    finally:
+        await supervisor.stop()
+        clear_state(home)
+    return 0
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], None]) -> None:
+    try:
+        loop.add_signal_handler(number, callback)
+    except NotImplementedError:  # Windows' loop has none
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+
+
+def _plan(home: Home, settings: Settings) -> Plan:
+    workers = {
+        model.name: Worker(f"http://127.0.0.1:{llama_worker.free_port()}/v1", home.logs / f"engine-{_slug(model)}.log")
+        for model in settings.models
+        if model.engine == "llama_cpp"
+    }
+    return Plan(settings, workers)
+
+
+def _slug(model: ModelConfig) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in model.name)
+
+
+def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
+    from sekisho.ops.supervisor import ChildSpec
+
+    # Stopped first, with time to drain; the engines it drains into come after it.
+    grace_s = plan.settings.gateway.drain_timeout_s + 10.0
+    key = llama_worker.environment(llama_worker.new_key())
+    argv = (sys.executable, "-m", "sekisho.serve", "gateway", "--home", str(home.path))
+    children = [ChildSpec("gateway", argv, home.logs / "gateway.log", key, stop_order=0, grace_s=grace_s)]
+    for model in plan.settings.models:
+        worker = plan.workers.get(model.name)
+        if worker is not None:
+            port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
+            argv = llama_worker.argv(model, port)
+            children.append(ChildSpec(f"engine-{_slug(model)}", argv, worker.log_path, key, stop_order=1))
+    return children
+
+
+def _check_port(config: GatewayConfig) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((config.host.strip("[]"), config.port))
+    except OSError as error:
+        raise StartFailed(
+            f"{config.host}:{config.port} cannot be listened on ({error.strerror or error}). "
+            f"Choose another one: sekisho up --port {config.port + 1}"
+        ) from None
+
+
+async def _first_key(home: Home, settings: Settings) -> str | None:
+    """Makes the admin key when there has never been a key. Also brings the database up to date, so that the
+    gateway's start does not have to."""
+    from sekisho.core.errors import StoreUnavailable
+    from sekisho.store import KeySpec, Store
+
+    try:
+        store = await Store.open(database_url(home, settings))
+        try:
+            if await store.list_keys(include_revoked=True):
+                return None
+            return (await store.create_key(KeySpec(name="admin", scopes=_ADMIN_SCOPES)))[1]
+        finally:
+            await store.close()
+    except StoreUnavailable as error:
+        raise StartFailed(f"The database cannot be used: {error.message}") from error
+
+
+async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple[str, ...]:
+    """Waits for the gateway and its first model. Returns warnings. Raises StartFailed when it cannot come up."""
+    import aiohttp
+
+    url = local_url(config) + "/readyz"
+    deadline_s = asyncio.get_running_loop().time() + READY_TIMEOUT_S
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
+        while True:
+            for child in supervisor.statuses():
+                if child.state == "misconfigured" or (child.state == "failing" and child.name == "gateway"):
+                    raise StartFailed(f"{child.name} cannot run with these settings.", child.log_tail)
+            try:
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return ()
+            except aiohttp.ClientError:
+                pass  # not listening yet
+            if asyncio.get_running_loop().time() > deadline_s:
+                return (f"No model was ready within {READY_TIMEOUT_S:g} s: see `sekisho status`.",)
+            await asyncio.sleep(0.1)
+
+
+# --- the gateway's process ------------------------------------------------------------------------------------------
+
+
+def build_gateway(home: Home, plan: Plan) -> "Gateway":
+    """Puts the gateway together. Opens nothing yet."""
+    from sekisho.engines import registry
+    from sekisho.gateway.app import Gateway, Router
+    from sekisho.gateway.queue import FairQueue
+    from sekisho.gateway.roster import Entry, Roster
+    from sekisho.gateway.routes import ROUTES
+    from sekisho.gateway.seal import Sealer, load_or_create_key
+    from sekisho.store import Store, UsageSpool
+
+    settings = plan.settings
+    config = settings.gateway
+    worker_key = os.environ.get(llama_worker.KEY_ENV)
+    entries = []
+    for model in settings.models:
+        worker = plan.workers.get(model.name)
+        engine = registry.create(
+            model,
+            worker.url if worker else None,
+            worker_key if worker else None,
+            worker.log_path if worker else None,
+        )
+        entries.append(Entry(model, engine, FairQueue(model.slots, config.queue_limit, config.queue_timeout_s)))
+    default = settings.default_model or (entries[0].name if entries else None)
+    database = database_url(home, settings)
+
+    async def open_store() -> Store:
+        return await Store.open(database)
+
+    return Gateway(
+        config,
+        Router(ROUTES),
+        Roster(entries, settings.aliases, default, config.restart_wait_s),
+        UsageSpool(home.spool),
+        open_store,
+        lambda: Sealer(load_or_create_key(home.secrets / "seal.key")),
+        SystemClock(),
+        settings.store.responses_ttl_days * 86_400,
+    )
+
+
+def run_gateway(home: Home, plan: Plan) -> None:
+    """Serves until SIGTERM. Blocks."""
+    from sekisho.gateway.server import serve
+
+    serve(build_gateway(home, plan))
+
+
+def main() -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m sekisho.serve")
+    parser.add_argument("process", choices=["gateway"])
+    parser.add_argument("--home", required=True, type=Path)
+    arguments = parser.parse_args()
+    home = Home.find(arguments.home)
+    try:
+        plan = msgspec.json.decode((home.run / "plan.json").read_bytes(), type=Plan)
+    except (OSError, msgspec.DecodeError) as error:
+        print(f"{home.run / 'plan.json'} cannot be read ({error}): start with `sekisho up`", file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIGURATION
+    run_gateway(home, plan)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
