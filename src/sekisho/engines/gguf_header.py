@@ -1,0 +1,85 @@
+"""The head of a GGUF file: enough to say what is wrong with it before llama.cpp fails with less to say.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+_MAGIC = b"GGUF"
+_STRING, _ARRAY = 8, 9
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+
+def problem(path: Path) -> str | None:
+    """Why this is not a GGUF file that llama.cpp could read; None when the head is in order."""
+    with path.open("rb") as file:
+        head = file.read(24)
+        if head[:4] != _MAGIC:
+            return "not a GGUF file"
+        if len(head) < 24:
+            return "cut off: the file ends inside its head"
+        version, tensors, pairs = struct.unpack("<IQQ", head[4:])
+        if version not in (2, 3):
+            return f"GGUF version {version} is not supported"
+        if not tensors or not pairs:
+            return "a GGUF file without weights"
+        try:
+            _keys(file, pairs)
+            starts = [_tensor_start(file) for _ in range(tensors)]
+        except (EOFError, ValueError, UnicodeDecodeError):
+            return "cut off or damaged: its head cannot be read"
+        if file.tell() + max(starts) >= path.stat().st_size:
+            return "cut off: the file ends before its last weights (an unfinished download?)"
+    return None
+
+
+def has_key(path: Path, suffix: str) -> bool:
+    """Whether the metadata has a key that ends so (they begin with the architecture's name)."""
+    with path.open("rb") as file:
+        pairs = struct.unpack("<IQQ", file.read(24)[4:])[2]
+        return any(key.endswith(suffix) for key in _keys(file, pairs))
+
+
+def _keys(file: BinaryIO, pairs: int) -> list[str]:
+    keys = []
+    for _ in range(pairs):
+        keys.append(_exactly(file, _number(file, "<Q")).decode())
+        _skip(file, _number(file, "<I"))
+    return keys
+
+
+def _tensor_start(file: BinaryIO) -> int:
+    """Where a tensor's data begins, counted from the end of the head."""
+    _exactly(file, _number(file, "<Q"))
+    dimensions = _number(file, "<I")
+    _exactly(file, 8 * dimensions + 4)
+    return _number(file, "<Q")
+
+
+def _skip(file: BinaryIO, kind: int) -> None:
+    if kind == _STRING:
+        file.seek(_number(file, "<Q"), 1)
+    elif kind == _ARRAY:
+        inner, count = _number(file, "<I"), _number(file, "<Q")
+        if inner in _SCALAR_BYTES:
+            file.seek(count * _SCALAR_BYTES[inner], 1)
+        else:
+            for _ in range(count):
+                _skip(file, inner)
+    elif kind in _SCALAR_BYTES:
+        file.seek(_SCALAR_BYTES[kind], 1)
+    else:
+        raise ValueError(f"unknown type {kind}")
+
+
+def _number(file: BinaryIO, layout: str) -> int:
+    return int(struct.unpack(layout, _exactly(file, struct.calcsize(layout)))[0])
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count) if count < 1 << 20 else b""
+    if len(data) != count:
+        raise EOFError
+    return data

@@ -1,0 +1,219 @@
+"""The child process that runs llama.cpp: `python -m sekisho.engines.llama_worker --config JSON --port N`.
+
+It serves llama.cpp's own HTTP interface on 127.0.0.1, behind the key in `KEY_ENV` that only our parent knows, so that
+nobody on the machine goes round the gateway. Trouble is told in one line on standard error; exit code 78 means that
+starting again cannot help. The C++ code may abort at any time: that ends this process and no other.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from sekisho.engines import gguf_header, lifeline
+from sekisho.engines.config import ModelConfig
+
+KEY_ENV = "SEKISHO_WORKER_KEY"
+EXIT_CONFIGURATION = 78
+EXIT_FAILED = 1
+BUILTIN = "builtin"
+# Threads of the HTTP server: each connection holds one, idle ones that are kept alive included.
+_HTTP_THREADS_BESIDE_SLOTS = 32
+_DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+
+
+class WorkerError(Exception):
+    """One line for the log. `final`: the settings or the file must change first."""
+
+    def __init__(self, message: str, *, final: bool = True) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+def argv(config: ModelConfig, port: int) -> tuple[str, ...]:
+    """The command line of a worker."""
+    body = msgspec.json.encode(config).decode()
+    return (sys.executable, "-m", "sekisho.engines.llama_worker", "--config", body, "--port", str(port))
+
+
+def environment(api_key: str) -> dict[str, str]:
+    """What the worker's environment needs besides the parent's own."""
+    return {KEY_ENV: api_key}
+
+
+def new_key() -> str:
+    """A fresh key for one worker."""
+    return secrets.token_urlsafe(24)
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def model_path(config: ModelConfig) -> Path:
+    """Where the weights are. Raises `WorkerError` when they are not there or are not a GGUF."""
+    if config.path is None:
+        raise WorkerError(f"model {config.name!r} has no `path`")
+    if config.path == BUILTIN:
+        from sekisho.engines import builtin  # the package of weights is optional
+
+        path = builtin.path()
+    else:
+        path = Path(config.path).expanduser()
+    _readable(path, "model file")
+    problem = gguf_header.problem(path)
+    if problem is not None:
+        raise WorkerError(f"{path}: {problem}")
+    return path
+
+
+def _readable(path: Path, what: str) -> None:
+    try:
+        with path.open("rb"):
+            return
+    except OSError as error:
+        raise WorkerError(f"{what} {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def check_memory(path: Path, config: ModelConfig) -> None:
+    """Refuses weights that cannot fit, before the system starts to swap or kills somebody. Only a floor: the weights
+    themselves, where no GPU could take them. llama.cpp says the rest."""
+    import xllamacpp
+
+    names = [device["type"].name for device in xllamacpp.get_device_info()]
+    if config.gpu_layers != 0 and any("GPU" in name for name in names):
+        return
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if size > free:
+        raise WorkerError(
+            f"{path.name} needs at least {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: "
+            "use a smaller model or a smaller quantisation",
+            final=False,
+        )
+
+
+def _show_devices(config: ModelConfig) -> None:
+    """Narrows the accelerators that llama.cpp will see; must come before it is loaded."""
+    if config.devices is not None:
+        os.environ.update(dict.fromkeys(_DEVICE_ENVS, config.devices))
+
+
+def check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise WorkerError(f"port {port} on 127.0.0.1 is taken ({error.strerror})", final=False) from None
+
+
+def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
+    """The settings in llama.cpp's own structure."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {config.name}
+    params.hostnames, params.port = ["127.0.0.1"], port
+    params.api_keys = [api_key]
+    params.ui = False
+    params.cors_origins = ""
+    params.endpoint_metrics = params.endpoint_slots = params.endpoint_props = True
+    params.n_threads_http = config.slots + _HTTP_THREADS_BESIDE_SLOTS
+    params.n_ctx, params.n_parallel = config.context * config.slots, config.slots
+    params.fit_params = False  # what the settings say, or an error: never a silently smaller context
+    params.ctx_shift = False  # a full context ends with `length`; it does not forget the beginning in silence
+    params.cont_batching = params.cache_prompt = True
+    params.n_gpu_layers = config.gpu_layers if config.gpu_layers >= 0 else 999
+    params.cache_type_k, params.cache_type_v = (
+        getattr(xllamacpp.ggml_type, f"GGML_TYPE_{kind.upper()}") for kind in (config.kv_type_k, config.kv_type_v)
+    )
+    threads = config.threads or default_threads()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.use_jinja = True
+    if config.chat_template is not None:
+        template = Path(config.chat_template).expanduser()
+        _readable(template, "chat template")
+        params.chat_template = template.read_text(encoding="utf-8")
+    if config.mmproj is not None:
+        projector = Path(config.mmproj).expanduser()
+        _readable(projector, "mmproj file")
+        params.mmproj.path = str(projector)
+    if config.embeddings:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = max(512, min(config.context, 8192))  # an input must fit one batch
+        if not gguf_header.has_key(path, ".pooling_type"):
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    return params
+
+
+def default_threads() -> int:
+    """Physical cores: llama.cpp gains nothing from a core's second thread. Bounded by what we may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def serve(config: ModelConfig, port: int, api_key: str) -> None:
+    """Loads the model and serves until this process is told to end. Raises `WorkerError`."""
+    path = model_path(config)
+    check_port(port)
+    _show_devices(config)
+    check_memory(path, config)
+    import xllamacpp
+
+    try:
+        params = parameters(config, path, port, api_key)
+        server = xllamacpp.Server(params)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise WorkerError(
+            f"llama.cpp could not start {path.name} (context {config.context} x {config.slots} slots, "
+            f"KV {config.kv_type_k}/{config.kv_type_v}): {error} The lines above say why.",
+            final=False,
+        ) from error
+    print(f"serving {config.name} ({path}) on {server.listening_address}", file=sys.stderr, flush=True)  # noqa: T201
+    _wait_for_the_end()
+
+
+def _wait_for_the_end() -> None:
+    """Leaves at once on a signal: whoever stops us has let the gateway drain, and tearing llama.cpp down in the middle
+    of a decode is where it hangs."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    while True:
+        time.sleep(3600)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sekisho.engines.llama_worker", description=__doc__)
+    parser.add_argument("--config", required=True, help="one ModelConfig as JSON")
+    parser.add_argument("--port", required=True, type=int)
+    options = parser.parse_args(arguments)
+    lifeline.die_with_parent()
+    api_key = os.environ.pop(KEY_ENV, "")
+    try:
+        if not api_key:
+            raise WorkerError(f"{KEY_ENV} is not set: a worker without a key would let anybody past the gateway")
+        try:
+            config = msgspec.json.decode(options.config, type=ModelConfig)
+        except msgspec.DecodeError as error:
+            raise WorkerError(f"--config: {error}") from None
+        serve(config, options.port, api_key)
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return EXIT_CONFIGURATION if error.final else EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
