@@ -1,1 +1,39 @@
 """The store: keys, usage, responses state. SQLite by default, PostgreSQL by URL, one code path."""
+
+from typing import TYPE_CHECKING
+
+from sekisho.store.config import StoreConfig
+from sekisho.store.keys import SCOPES, KeyRecord, KeySpec, hash_secret, mask
+from sekisho.store.responses import ResponseRecord
+from sekisho.store.spool import UsageSpool
+from sekisho.store.usage import Group, Spent, UsageRecord, UsageStatus, UsageSummary, month_of
+
+if TYPE_CHECKING:
+    from sekisho.store.database import Store
+
+__all__ = [
+    "SCOPES",
+    "Group",
+    "KeyRecord",
+    "KeySpec",
+    "ResponseRecord",
+    "Spent",
+    "Store",
+    "StoreConfig",
+    "UsageRecord",
+    "UsageSpool",
+    "UsageStatus",
+    "UsageSummary",
+    "hash_secret",
+    "mask",
+    "month_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    """`Store` comes late: it brings SQLAlchemy (0.3 s), which settings, values and most commands do without."""
+    if name == "Store":
+        from sekisho.store.database import Store
+
+        return Store
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,228 @@
+"""`Store`, the one door to the database. Any trouble with the database leaves it as StoreUnavailable."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sekisho.core.clock import Clock, SystemClock
+from sekisho.core.errors import StoreUnavailable
+from sekisho.store import key_rows, response_rows, usage_rows
+from sekisho.store.backends import Backend, connect, insert_into
+from sekisho.store.keys import KeyRecord, KeySpec
+from sekisho.store.migrate import prepare
+from sekisho.store.responses import ResponseRecord
+from sekisho.store.schema import meta
+from sekisho.store.usage import Group, Spent, UsageRecord, UsageSummary
+
+log = logging.getLogger("sekisho.store")
+
+
+class Store:
+    """Keys, usage, responses state and small settings. Made by `open`; usable by many tasks of one event loop.
+
+    Every method that takes no `now` reads the clock handed to `open`. Besides StoreUnavailable the methods raise
+    only the request errors that they name.
+    """
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._closed = False
+
+    @classmethod
+    async def open(cls, url_or_path: str | Path, migrate: bool = True, clock: Clock | None = None) -> "Store":
+        """Connects and checks the schema; with `migrate` brings it up to date first.
+
+        A path or `sqlite:///…` is SQLite; `postgres://`, `postgresql://`, `postgresql+asyncpg://` PostgreSQL.
+        Raises StoreUnavailable, also for a database newer than this code.
+        """
+        store = cls(connect(url_or_path), clock or SystemClock())
+        try:
+            with store._trouble():
+                await prepare(store._backend, migrate)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Closes all connections. May be called twice; afterwards every method raises StoreUnavailable."""
+        self._closed = True
+        await self._backend.engine.dispose()
+
+    async def check(self) -> None:
+        """Asks the database for nothing, for /readyz."""
+        async with self._read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    # Keys
+
+    async def create_key(self, spec: KeySpec) -> tuple[KeyRecord, str]:
+        """The new key and its secret, which is told only here. Raises InvalidRequest naming the parameter."""
+        async with self._write() as connection:
+            return await key_rows.create(connection, spec, self._clock.now())
+
+    async def rotate_key(self, id_or_name: str, grace_s: float = 0) -> tuple[KeyRecord, str]:
+        """A new secret; the old one stops now, or after `grace_s`. Raises NotFound, InvalidRequest."""
+        async with self._write() as connection:
+            return await key_rows.rotate(connection, id_or_name, grace_s, self._clock.now())
+
+    async def revoke_key(self, id_or_name: str) -> KeyRecord:
+        """Stops a key for good; its name is free again. Raises NotFound."""
+        async with self._write() as connection:
+            return await key_rows.revoke(connection, id_or_name, self._clock.now())
+
+    async def list_keys(self, include_revoked: bool = False) -> list[KeyRecord]:
+        """Oldest first; expired keys are in it."""
+        async with self._read() as connection:
+            return await key_rows.every(connection, include_revoked)
+
+    async def find_key(self, secret_hash: str) -> KeyRecord | None:
+        """The key that a secret opens now: not revoked, not expired."""
+        async with self._read() as connection:
+            return await key_rows.find(connection, secret_hash, self._clock.now())
+
+    async def load_keys(self) -> dict[str, KeyRecord]:
+        """Every secret's hash that opens a key now. Time goes on: compare `expires_at` at each use."""
+        async with self._read() as connection:
+            return await key_rows.load(connection, self._clock.now())
+
+    async def keys_revision(self) -> int:
+        """Grows with every change of keys; cheap enough to ask each second."""
+        async with self._read() as connection:
+            return await key_rows.revision(connection)
+
+    # Usage
+
+    async def append_usage(self, records: Iterable[UsageRecord], durable: bool = False) -> int:
+        """Inserts each request_id once, ever; how many were new. The months grow in the same transaction.
+
+        Once it returns, the rows survive the death of any process; with `durable`, a power failure too (PostgreSQL
+        always promises that; SQLite then waits for the disk).
+        """
+        async with self._write(durable) as connection:
+            return await usage_rows.append(connection, records)
+
+    async def spent(self, month: str) -> dict[str, Spent]:
+        """By key id, in one month ("2026-11", UTC). Keys that used nothing are absent."""
+        async with self._read() as connection:
+            return await usage_rows.spent(connection, month)
+
+    async def usage_rows(
+        self, since: float, until: float, key_id: str | None = None
+    ) -> AsyncGenerator[UsageRecord, None]:
+        """Records with since <= started_at < until, in that order, fetched by pages: no connection is held
+        while the caller thinks."""
+        last: UsageRecord | None = None
+        while True:
+            async with self._read() as connection:
+                page = await usage_rows.page(connection, since, until, key_id, last)
+            for record in page:
+                yield record
+            if len(page) < usage_rows.PAGE_ROWS:
+                return
+            last = page[-1]
+
+    async def usage_summary(self, since: float, until: float, by: Sequence[Group] = ("key",)) -> list[UsageSummary]:
+        """Sums for since <= started_at < until, grouped by any of key, model, day, user. Raises InvalidRequest."""
+        async with self._read() as connection:
+            return await usage_rows.summary(connection, since, until, by)
+
+    # Responses
+
+    async def put_response(self, record: ResponseRecord) -> None:
+        """Inserts or replaces. Raises NotFound when the id is another key's."""
+        async with self._write() as connection:
+            await response_rows.put(connection, record)
+
+    async def get_response(self, response_id: str, key_id: str, now: float) -> ResponseRecord | None:
+        """None for one that never was, is deleted, is expired, or is another key's."""
+        async with self._read() as connection:
+            return await response_rows.get(connection, response_id, key_id, now)
+
+    async def delete_response(self, response_id: str, key_id: str) -> bool:
+        """Whether there was one of this key's to delete."""
+        async with self._write() as connection:
+            return await response_rows.remove(connection, response_id, key_id)
+
+    async def response_chain(
+        self, response_id: str, key_id: str, now: float, limit: int = 1000
+    ) -> list[ResponseRecord]:
+        """The response and all it follows from, oldest first.
+
+        Raises NotFound naming the first id that is missing, expired or another key's; InvalidRequest beyond `limit`.
+        """
+        async with self._read() as connection:
+            return await response_rows.chain(connection, response_id, key_id, now, limit)
+
+    async def expire_responses(self, now: float) -> int:
+        """Deletes what has expired; how many."""
+        async with self._write() as connection:
+            return await response_rows.expire(connection, now)
+
+    async def fail_stale_responses(self, now: float, older_than_s: float = 0.0) -> int:
+        """Marks responses that a dead process left unfinished as failed, in the row and in the object; how many.
+
+        Where several servers share the database, pass more than the longest turn as `older_than_s`.
+        """
+        async with self._write() as connection:
+            return await response_rows.fail_stale(connection, now, older_than_s)
+
+    # Settings
+
+    async def get_setting(self, name: str) -> str | None:
+        async with self._read() as connection:
+            value = (await connection.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one_or_none()
+            return None if value is None else str(value)
+
+    async def set_setting(self, name: str, value: str | None) -> None:
+        """None deletes it."""
+        async with self._write() as connection:
+            if value is None:
+                await connection.execute(delete(meta).where(meta.c.name == name))
+                return
+            statement = insert_into(connection.dialect.name, meta)
+            statement = statement.on_conflict_do_update(
+                index_elements=["name"], set_={"value": statement.excluded.value}
+            )
+            await connection.execute(statement, {"name": name, "value": value})
+
+    # Connections
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        """One statement without a transaction."""
+        with self._trouble():
+            async with self._backend.reader.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _write(self, durable: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction: commits at the end, rolls back on any error."""
+        backend = self._backend
+        writer = backend.durable_writer if durable else backend.writer
+        with self._trouble():
+            if backend.turnstile is None:
+                async with writer.begin() as connection:
+                    yield connection
+            else:
+                async with backend.turnstile, writer.begin() as connection:
+                    yield connection
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            yield
+        except self._backend.errors as error:
+            unavailable = StoreUnavailable("The database cannot be used just now.", retry_after_s=2.0)
+            # The driver's own words: SQLAlchemy's add the parameters, which may be a team's private text.
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            log.warning("%s: %s: %s", unavailable.id, type(cause).__name__, cause)
+            raise unavailable from error

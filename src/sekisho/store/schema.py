@@ -1,0 +1,127 @@
+"""The tables. Every change here needs a migration and its number at the end of REVISIONS; tests compare the two."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+REVISIONS = ("0001",)
+HEAD = REVISIONS[-1]
+
+metadata = MetaData()
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("models", Text),
+    Column("rpm", BigInteger),
+    Column("tpm", BigInteger),
+    Column("parallel", BigInteger),
+    Column("budget_tokens", BigInteger),
+    Column("budget_cost_micros", BigInteger),
+    Column("networks", Text, nullable=False),
+    Column("expires_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Column("rotated_at", Double),
+    Column("revision", BigInteger, nullable=False),
+)
+Index(
+    "keys_live_name",
+    keys.c.name,
+    unique=True,
+    sqlite_where=text("revoked_at IS NULL"),
+    postgresql_where=text("revoked_at IS NULL"),
+)
+
+# A key has one secret, and for the grace after a rotation the one before it too. `expires_at` None: the current one.
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    Column("secret_hash", String(64), primary_key=True),
+    Column("key_id", String(64), ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
+    Column("last4", String(4), nullable=False),
+    Column("expires_at", Double),
+)
+Index("key_secrets_key_id", key_secrets.c.key_id)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+# No foreign key to `keys`: a record of what was used must never be refused.
+usage = Table(
+    "usage",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("user", Text),
+    Column("model", Text, nullable=False),
+    Column("protocol", Text, nullable=False),
+    Column("day", String(10), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("duration_ms", Double, nullable=False),
+    Column("ttft_ms", Double),
+    Column("input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("error_id", Text),
+    Column("error_code", Text),
+    Column("http_status", BigInteger, nullable=False),
+)
+Index("usage_started_at", usage.c.started_at, usage.c.request_id)
+Index("usage_key_started_at", usage.c.key_id, usage.c.started_at)
+
+usage_months = Table(
+    "usage_months",
+    metadata,
+    Column("month", String(7), primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("previous_response_id", String(128)),
+    Column("model", Text, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("input_items", LargeBinary, nullable=False),
+)
+Index("responses_expires_at", responses.c.expires_at)
+Index("responses_status", responses.c.status)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("value", Text, nullable=False),
+)
