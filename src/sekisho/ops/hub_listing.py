@@ -101,7 +101,7 @@ def choose(files: list[HubFile], wanted: str | None = None) -> list[HubFile]:
     else:
         exact = [name for name, parts in groups.items() if wanted in (name, *(part.path for part in parts))]
         fitting = exact or [n for n in groups if fnmatch.fnmatch(n.lower(), wanted.lower()) or _has(n, wanted)]
-    if len(fitting) == 1:
+    if len({name.lower() for name in fitting}) == 1:  # some repositories hold one model under two spellings
         return groups[fitting[0]]
     listing = ", ".join(sorted(fitting or groups))
     word = "several files fit" if fitting else f"no file fits {wanted!r}"
