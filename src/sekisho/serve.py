@@ -159,8 +159,8 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
         worker = plan.workers.get(model.name)
         if worker is not None:
             port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
-            argv = llama_worker.argv(model, port)
-            children.append(ChildSpec(f"engine-{_slug(model)}", argv, worker.log_path, key, stop_order=1))
+            command = llama_worker.argv(model, port)
+            children.append(ChildSpec(f"engine-{_slug(model)}", command, worker.log_path, key, stop_order=1))
     return children
 
 
@@ -223,7 +223,9 @@ async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple
 
 def build_gateway(home: Home, plan: Plan) -> "Gateway":
     """Puts the gateway together. Opens nothing yet."""
+    from sekisho.console.assets import SECURITY_HEADERS, asset
     from sekisho.engines import registry
+    from sekisho.gateway import page
     from sekisho.gateway.app import Gateway, Router
     from sekisho.gateway.queue import FairQueue
     from sekisho.gateway.roster import Entry, Roster
@@ -252,7 +254,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
 
     return Gateway(
         config,
-        Router(ROUTES),
+        Router((*ROUTES, *page.routes(asset, SECURITY_HEADERS))),
         Roster(entries, settings.aliases, default, config.restart_wait_s),
         UsageSpool(home.spool),
         open_store,

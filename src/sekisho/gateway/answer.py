@@ -82,8 +82,10 @@ class Answer:
         except asyncio.CancelledError:
             failed = failed_event(self._aborted or Draining("The server was stopped."))
             self._encoder.feed([failed])
-        status = "failed" if failed is not None else "completed"
-        self._exchange.record(status, failed.status if failed else 200, failed)
+        if failed is not None:
+            self._exchange.record("failed", failed.status, failed)
+        else:
+            self._exchange.record("completed", 200)
         if self._on_complete is not None:
             await self._on_complete()
 

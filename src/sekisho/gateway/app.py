@@ -35,8 +35,9 @@ from sekisho.gateway.metrics import Metrics
 from sekisho.gateway.roster import Roster
 from sekisho.gateway.seal import Sealer
 from sekisho.store import Store, UsageSpool
-from sekisho.wire import messages, ollama, openai_error
+from sekisho.wire import messages, openai_error
 from sekisho.wire.base import ErrorView
+from sekisho.wire.ollama import encoder as ollama
 
 log = logging.getLogger("sekisho.gateway")
 
@@ -336,8 +337,8 @@ class Gateway:
     async def _tell(self, request: Request, view: ErrorView) -> None:
         self.metrics.errors.labels(str(view.status), view.code).inc()
         if view.status >= 500:
-            log.warning("%s %s: %d %s %s (%s)", request.method, request.path[:200], view.status, view.code, view.message,
-                        view.id)  # fmt: skip
+            where = f"{request.method} {request.path[:200]}"
+            log.warning("%s: %d %s %s (%s)", where, view.status, view.code, view.message, view.id)
         if request.begun or request.gone:
             return  # too late for a status; the server closes the connection
         headers: list[Header] = [(b"x-error-id", view.id.encode())]

@@ -6,13 +6,17 @@ from typing import Protocol
 import msgspec
 
 from sekisho.core import ids
+from sekisho.core.events import Finished
 from sekisho.core.turn import Turn
 from sekisho.gateway.answer import Answer
 from sekisho.gateway.app import Call, Gateway
 from sekisho.gateway.exchange import estimate_tokens
 from sekisho.gateway.roster import check_fits
-from sekisho.wire import chat, completions, messages, ollama
+from sekisho.wire import chat, completions, messages
 from sekisho.wire.base import Encoder
+from sekisho.wire.ollama import chat as ollama_chat_codec
+from sekisho.wire.ollama import generate as ollama_generate_codec
+from sekisho.wire.ollama.encoder import is_load
 
 
 class Codec(Protocol):
@@ -30,6 +34,9 @@ async def generate(gateway: Gateway, call: Call, codec: Codec | ModuleType, pref
     assert call.holder is not None
     entry = gateway.roster.find(asked.model, call.holder)
     check_fits(asked, entry)
+    if is_load(asked):
+        await _answer_load(gateway, call, codec.encoder(asked, int(gateway.clock.now())), asked.stream)
+        return
     exchange = gateway.admit(
         call,
         asked.id,
@@ -54,6 +61,16 @@ async def generate(gateway: Gateway, call: Call, codec: Codec | ModuleType, pref
         exchange.close()
 
 
+async def _answer_load(gateway: Gateway, call: Call, encoder: Encoder, stream: bool) -> None:
+    """Ollama's request without words only loads the model; ours are loaded, so no engine is asked."""
+    done = [Finished("stop")]
+    body = encoder.start() + encoder.feed(done) + encoder.end() if stream else b""
+    if not stream:
+        encoder.feed(done)
+        body = encoder.whole()
+    await call.request.respond(200, body, encoder.content_type.encode())
+
+
 async def chat_completions(gateway: Gateway, call: Call) -> None:
     await generate(gateway, call, chat, "chatcmpl-")
 
@@ -67,11 +84,27 @@ async def anthropic_messages(gateway: Gateway, call: Call) -> None:
 
 
 async def ollama_chat(gateway: Gateway, call: Call) -> None:
-    await generate(gateway, call, ollama.chat, "ollama_")
+    await generate(gateway, call, _OllamaTimed(ollama_chat_codec, gateway), "ollama_")
 
 
 async def ollama_generate(gateway: Gateway, call: Call) -> None:
-    await generate(gateway, call, ollama.generate, "ollama_")
+    await generate(gateway, call, _OllamaTimed(ollama_generate_codec, gateway), "ollama_")
+
+
+class _OllamaTimed:
+    """Ollama's answers tell durations: this hands the codec our clock."""
+
+    def __init__(self, codec: ModuleType, gateway: Gateway) -> None:
+        self._codec = codec
+        self._clock = gateway.clock
+
+    def decode(self, body: bytes, request_id: str) -> Turn:
+        turn: Turn = self._codec.decode(body, request_id)
+        return turn
+
+    def encoder(self, turn: Turn, created: int) -> Encoder:
+        encoder: Encoder = self._codec.encoder(turn, created, self._clock.monotonic)
+        return encoder
 
 
 async def count_tokens(gateway: Gateway, call: Call) -> None:

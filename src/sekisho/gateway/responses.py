@@ -1,0 +1,192 @@
+"""`/v1/responses`: generation with state. What a key stored only that key can see, continue, cancel or delete."""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sekisho.core import ids
+from sekisho.core.errors import InvalidRequest, NotFound, RequestError
+from sekisho.core.turn import Turn
+from sekisho.gateway.answer import Answer
+from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.exchange import Exchange, estimate_tokens
+from sekisho.gateway.roster import check_fits
+from sekisho.store import ResponseRecord
+from sekisho.wire import responses as codec
+from sekisho.wire.responses import ResponsesEncoder, ResponsesRequest
+
+
+class Cancelled(RequestError):
+    """Somebody with the same key cancelled the response."""
+
+    status = 409
+    code = "response_cancelled"
+
+
+async def create(gateway: Gateway, call: Call) -> None:
+    """`POST /v1/responses`, streaming, whole, or in the background."""
+    body = await gateway.body(call)
+    asked = codec.decode(body, ids.new("resp"))
+    assert call.holder is not None
+    entry = gateway.roster.find(asked.turn.model, call.holder)
+    check_fits(asked.turn, entry)
+    history = await _history(gateway, asked, call.caller.key_id)
+    owner = call.caller.key_id
+    heard = codec.with_history(asked, history, lambda sealed: gateway.sealer.unseal(sealed, owner))
+    turn = msgspec.structs.replace(heard, model=entry.name, caller=call.caller)
+    encoder = codec.encoder(
+        asked, asked.turn, asked.turn.id, int(gateway.clock.now()), lambda text: gateway.sealer.seal(text, owner)
+    )
+    exchange = gateway.admit(
+        call,
+        asked.turn.id,
+        entry.name,
+        "responses",
+        estimate_tokens(len(body), asked.turn.sampling.max_tokens),
+        asked.turn.user,
+    )
+    keep = partial(_keep, gateway, asked, encoder, owner) if asked.store else None
+    answer = Answer(exchange, encoder, keep)
+    gateway.answers[asked.turn.id] = (owner, answer)
+    if asked.background:
+        await _start_background(gateway, call, asked, encoder, answer, exchange, turn)
+        return
+    try:
+        events, headers = gateway.roster.run(turn), gateway.limit_headers(call.holder)
+        if asked.turn.stream:
+            await answer.send_stream(call.request, events, headers, gateway.config.keepalive_s)
+        else:
+            await answer.send_whole(call.request, events, headers)
+    finally:
+        gateway.answers.pop(asked.turn.id, None)
+        exchange.close()
+
+
+async def _history(gateway: Gateway, asked: ResponsesRequest, key_id: str) -> list[dict[str, Any]]:
+    """Every item of the chain that the request continues, oldest first. Raises NotFound, StoreUnavailable."""
+    if asked.previous_response_id is None:
+        return []
+    chain = await gateway.store.response_chain(asked.previous_response_id, key_id, gateway.clock.now())
+    if chain and chain[-1].status in ("queued", "in_progress"):
+        raise InvalidRequest(
+            f"The response {asked.previous_response_id} has not ended yet: wait for it, then continue.",
+            param="previous_response_id",
+        )
+    items: list[dict[str, Any]] = []
+    for record in chain:
+        items += msgspec.json.decode(record.input_items)
+        items += msgspec.json.decode(record.response).get("output", [])
+    return items
+
+
+async def _keep(gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, key_id: str) -> None:
+    """Stores the response as it stands now."""
+    response = encoder.response()
+    now = gateway.clock.now()
+    await gateway.store.put_response(
+        ResponseRecord(
+            id=asked.turn.id,
+            key_id=key_id,
+            created_at=now,
+            expires_at=now + gateway.responses_ttl_s,
+            status=response["status"],
+            previous_response_id=asked.previous_response_id,
+            model=asked.turn.model,
+            response=msgspec.json.encode(response),
+            input_items=msgspec.json.encode(asked.input_items),
+        )
+    )
+
+
+async def _start_background(
+    gateway: Gateway,
+    call: Call,
+    asked: ResponsesRequest,
+    encoder: ResponsesEncoder,
+    answer: Answer,
+    exchange: Exchange,
+    turn: Turn,
+) -> None:
+    """Answers with the response as queued; the work goes on without the client."""
+
+    async def work() -> None:
+        try:
+            await answer.run_unattended(gateway.roster.run(turn))
+        finally:
+            gateway.answers.pop(asked.turn.id, None)
+            exchange.close()
+
+    try:
+        await _keep(gateway, asked, encoder, call.caller.key_id)
+        body = msgspec.json.encode(encoder.response())
+    except BaseException:
+        gateway.answers.pop(asked.turn.id, None)
+        exchange.close()
+        raise
+    task = asyncio.get_running_loop().create_task(work(), name=f"background {asked.turn.id}")
+    gateway.background.add(task)
+    task.add_done_callback(gateway.background.discard)
+    await call.request.respond(200, body)
+
+
+async def _stored(gateway: Gateway, call: Call) -> ResponseRecord:
+    """The record of the path's id. Raises NotFound, also for another key's."""
+    response_id = call.params["response_id"]
+    record = await gateway.store.get_response(response_id, call.caller.key_id, gateway.clock.now())
+    if record is None:
+        raise NotFound(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+    return record
+
+
+async def retrieve(gateway: Gateway, call: Call) -> None:
+    query = call.request.query()
+    if query.get("stream") == "true":
+        raise InvalidRequest("A stored response is given whole: leave out 'stream'.", param="stream")
+    await call.request.respond(200, (await _stored(gateway, call)).response)
+
+
+async def delete(gateway: Gateway, call: Call) -> None:
+    response_id = call.params["response_id"]
+    if not await gateway.store.delete_response(response_id, call.caller.key_id):
+        raise NotFound(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+    await call.request.respond(200, msgspec.json.encode(codec.deleted(response_id)))
+
+
+async def cancel(gateway: Gateway, call: Call) -> None:
+    """Ends a running response of this key; the engine's slot is free at once. A finished one is an error, as it is
+    at OpenAI."""
+    response_id = call.params["response_id"]
+    owner, answer = gateway.answers.get(response_id, ("", None))
+    if answer is not None and owner == call.caller.key_id:
+        record = await gateway.store.get_response(response_id, owner, gateway.clock.now())
+        answer.abort(Cancelled("The response was cancelled."))
+        if record is not None:
+            response = codec.cancelled(msgspec.json.decode(record.response))
+            body = msgspec.json.encode(response)
+            await gateway.store.put_response(msgspec.structs.replace(record, status="cancelled", response=body))
+            await call.request.respond(200, body)
+            return
+        await call.request.respond(200, msgspec.json.encode({"id": response_id, "object": "response",
+                                                             "status": "cancelled"}))  # fmt: skip
+        return
+    record = await _stored(gateway, call)
+    if record.status == "cancelled":
+        await call.request.respond(200, record.response)
+        return
+    raise InvalidRequest(f"The response has ended ({record.status}): it cannot be cancelled any more.")
+
+
+async def input_items(gateway: Gateway, call: Call) -> None:
+    """One page of what was given to the response, newest first unless `order=asc`."""
+    record = await _stored(gateway, call)
+    query = call.request.query()
+    order, text = query.get("order", "desc"), query.get("limit", "20")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("'order' is 'asc' or 'desc'.", param="order")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:4]) <= 100:
+        raise InvalidRequest("'limit' is a number from 1 to 100.", param="limit")
+    items = msgspec.json.decode(record.input_items)
+    page = codec.input_items_page(items, query.get("after"), int(text), order)
+    await call.request.respond(200, msgspec.json.encode(page))
