@@ -27,6 +27,7 @@ _JSON = msgspec.json.Encoder()
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _DELTA_END = b"}}\n\n"
+_OPEN: dict[str, Any] = {"stop_reason": None, "stop_sequence": None, "stop_details": None}
 
 
 def encoder(turn: Turn, created: int) -> "MessagesEncoder":
@@ -63,7 +64,7 @@ class MessagesEncoder:
     def start(self) -> bytes:
         if not self._streaming:
             return b""
-        message = self._message([], None, None, _usage_object(Usage(0, 0)))
+        message = self._message([], _OPEN, Usage(0, 0))
         return _frame("message_start", {"type": "message_start", "message": message}) + _PING
 
     def feed(self, batch: Sequence[Event]) -> bytes:
@@ -86,10 +87,8 @@ class MessagesEncoder:
             self._fail(_cut_off())
             return b"".join(self._out)
         self._ended = True
-        reason, sequence = self._stop()
-        delta = {"stop_reason": reason, "stop_sequence": sequence}
         usage = _usage_object(self._usage or Usage(0, 0))
-        return _frame("message_delta", {"type": "message_delta", "delta": delta, "usage": usage}) + _STOP
+        return _frame("message_delta", {"type": "message_delta", "delta": self._stop(), "usage": usage}) + _STOP
 
     def whole(self) -> bytes:
         if self._finished is None and self.failure is None:
@@ -97,7 +96,7 @@ class MessagesEncoder:
         if self.failure is not None:
             return error_body(self.failure)
         content = [self._content(block) for block in self._blocks.done]
-        return jsonio.dump(self._message(content, *self._stop(), _usage_object(self._usage or Usage(0, 0))))
+        return jsonio.dump(self._message(content, self._stop(), self._usage or Usage(0, 0)))
 
     def _take(self, event: Event) -> None:
         if self._ended:
@@ -130,7 +129,12 @@ class MessagesEncoder:
         if self._streaming:
             self._out.append(_frame("error", error_object(view)))
 
-    def _stop(self) -> tuple[str, str | None]:
+    def _stop(self) -> dict[str, Any]:
+        reason, sequence = self._stop_reason()
+        details = {"type": "refusal", "category": None, "explanation": None} if reason == "refusal" else None
+        return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": details}
+
+    def _stop_reason(self) -> tuple[str, str | None]:
         finished = self._finished
         assert finished is not None
         if self._refused or finished.reason == "content_filter":
@@ -143,18 +147,15 @@ class MessagesEncoder:
             return "stop_sequence", finished.stop_sequence
         return "end_turn", None
 
-    def _message(
-        self, content: list[dict[str, Any]], reason: str | None, sequence: str | None, usage: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _message(self, content: list[dict[str, Any]], stop: dict[str, Any], usage: Usage) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "message",
             "role": "assistant",
             "model": self._turn.model,
             "content": content,
-            "stop_reason": reason,
-            "stop_sequence": sequence,
-            "usage": usage,
+            **stop,
+            "usage": _usage_object(usage),
         }
 
     # What the blocks tell (blocks.Sink)
