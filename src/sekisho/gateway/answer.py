@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
-from sekisho.core.errors import Draining, SekishoError
+from sekisho.core.errors import Draining, EngineFailed, SekishoError
 from sekisho.core.events import Batch, Event, EventStream, Failed, Started
 from sekisho.gateway.exchange import Exchange
 from sekisho.gateway.http import Header, Request
@@ -115,6 +115,8 @@ class Answer:
                     await writer.write(writer.opening() + encoder.feed(batch))
                     if exchange.failed is not None:
                         return
+            if not exchange.finished:
+                raise EngineFailed("The engine's answer ended without an end.")
         except asyncio.CancelledError:
             if self._aborted is None or not writer.begun:
                 raise  # told apart in _Watched
@@ -159,6 +161,8 @@ class Answer:
                 async for batch in batches:
                     self._exchange.observe(batch)
                     self._encoder.feed(batch)
+            if not self._exchange.finished and self._exchange.failed is None:
+                raise EngineFailed("The engine's answer ended without an end.")
         except SekishoError as error:
             if request is not None:
                 self._exchange.record("failed", error.status, error)

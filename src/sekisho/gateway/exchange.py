@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sekisho.core.clock import Clock
 from sekisho.core.errors import SekishoError
-from sekisho.core.events import Event, Failed, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
+from sekisho.core.events import Event, Failed, Finished, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.limits import Reservation
@@ -38,6 +38,7 @@ class Exchange:
         "_started_s",
         "_started_unix_s",
         "failed",
+        "finished",
         "id",
         "model",
         "protocol",
@@ -64,6 +65,7 @@ class Exchange:
         self.user = user
         self.usage: Usage | None = None
         self.failed: Failed | None = None
+        self.finished = False
         self._holder = holder
         self._ledger = ledger
         self._metrics = metrics
@@ -82,6 +84,8 @@ class Exchange:
                 self._deltas += 1
             elif isinstance(event, Usage):
                 self.usage = event
+            elif isinstance(event, Finished):
+                self.finished = True
             elif isinstance(event, Failed):
                 self.failed = event
         if self._first_s is None and self._deltas:
