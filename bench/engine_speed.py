@@ -66,7 +66,7 @@ async def _stream(target: Target, question: str, max_tokens: int) -> tuple[int, 
     writer.close()
     found = _COMPLETION_TOKENS.findall(received)
     if not received.startswith(b"HTTP/1.1 200") or b"[DONE]" not in received[-60:] or not found:
-        raise WrongAnswer(bytes(received[-600:]).decode(errors="replace"))
+        raise WrongAnswer(f"{len(received)} bytes, ending {bytes(received[-400:])!r}")
     return int(found[-1]), first_ms
 
 
@@ -116,7 +116,7 @@ def _compare(direct: Target, gateway: Target, rounds: int, quick: bool) -> dict[
                 runner.run(_block(target, parallel, 1, max_tokens))  # warm-up
             sides: dict[str, list[Block]] = {"direct": [], "gateway": []}
             ratios: list[float] = []
-            for _ in range(rounds):
+            for _ in range(rounds * (1 if quick else 4)):
                 order = ("direct", "gateway", "gateway", "direct")
                 targets = {"direct": direct, "gateway": gateway}
                 blocks = [(side, runner.run(_block(targets[side], parallel, answers, max_tokens))) for side in order]
