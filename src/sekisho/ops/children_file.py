@@ -51,8 +51,8 @@ def is_running(children: ChildrenFile) -> bool:
     return born is not None and born == children.supervisor_birth
 
 
-def write_atomically(path: Path, body: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
+def replace_file(path: Path, body: bytes) -> None:
+    """A reader sees the old file or the new one, never a part. Not synced: after a power cut nobody in it lives."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(descriptor, "wb") as file:

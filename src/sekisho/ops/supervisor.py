@@ -26,7 +26,7 @@ from sekisho.core import ids
 from sekisho.core.clock import Clock, SystemClock
 from sekisho.engines import lifeline
 from sekisho.ops import process_tree
-from sekisho.ops.children_file import ChildrenFile, ChildStatus, State, read_children, write_atomically
+from sekisho.ops.children_file import ChildrenFile, ChildStatus, State, read_children, replace_file
 from sekisho.ops.instance_lock import InstanceLock
 from sekisho.ops.log_file import RotatingLog
 from sekisho.ops.restart_policy import Exits, RestartPolicy
@@ -163,7 +163,7 @@ class Supervisor:
         me = os.getpid()
         body = msgspec.json.encode(ChildrenFile(self.run, me, process_tree.birth(me), self.statuses()))
         try:
-            write_atomically(self.home / "children.json", msgspec.json.format(body, indent=2) + b"\n")
+            replace_file(self.home / "children.json", msgspec.json.format(body, indent=2) + b"\n")
             self._writable = True
         except OSError as error:
             if self._writable:  # a full disk must not stop what runs; say it once

@@ -1,0 +1,93 @@
+"""llama.cpp in a worker process of ours (`llama_worker`), or any llama-server that serves its whole interface."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sekisho.core.errors import EngineUnavailable
+from sekisho.core.turn import Turn
+from sekisho.engines.base import EngineModel, Health
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.openai_http import OpenAiHttpEngine
+
+_TAIL_LINES = 20
+_TAIL_BYTES = 16_384
+
+
+class LlamaCppEngine(OpenAiHttpEngine):
+    """Always asks for a stream: llama.cpp sees a client leave when it writes a token, but a client that waits for the
+    whole answer only seconds later, and the slot would stay taken."""
+
+    def __init__(
+        self, config: ModelConfig, base_url: str, *, api_key: str | None = None, log_path: Path | None = None
+    ) -> None:
+        super().__init__(config, base_url, api_key=api_key)
+        self._always_stream = True
+        self._log_path = log_path
+
+    async def health(self) -> Health:
+        """`ready` once it lists its model; `starting` while it loads; `down` comes with the worker's last lines."""
+        try:
+            await self.models()
+        except EngineUnavailable as error:
+            return await self._why(error)
+        return Health("ready")
+
+    async def _why(self, error: EngineUnavailable) -> Health:
+        try:
+            status, _ = await self._ask("GET", self._root + "/health")
+        except EngineUnavailable:
+            return Health("down", error.message, log_tail(self._log_path))
+        if status == 503:
+            return Health("starting", "the model is being loaded")
+        return Health("down", error.message, log_tail(self._log_path))
+
+    async def models(self) -> list[EngineModel]:
+        """One model, under the name of the settings. What `/props` adds is optional."""
+        listed = await super().models()
+        props = await self.props()
+        modalities = props.get("modalities")
+        vision = modalities.get("vision") if isinstance(modalities, dict) else None
+        extra = {"embeddings": self._config.embeddings, "vision": vision if isinstance(vision, bool) else None}
+        return [msgspec.structs.replace(model, **extra) for model in listed]
+
+    async def props(self) -> dict[str, Any]:
+        """llama.cpp's own description of itself; empty where it is switched off."""
+        status, answer = await self._ask("GET", self._root + "/props")
+        return answer if status == 200 and isinstance(answer, dict) else {}
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """The state of each slot; empty where it is switched off."""
+        status, answer = await self._ask("GET", self._root + "/slots")
+        return answer if status == 200 and isinstance(answer, list) else []
+
+    async def _count_by_tokenizer(self, turn: Turn) -> int | None:
+        """Raw prompts by `/tokenize`, the way `/completion` does: with the model's opening token."""
+        if not turn.prompts:
+            return None
+        total = 0
+        for prompt in turn.prompts:
+            if not isinstance(prompt, str):
+                total += len(prompt)
+                continue
+            body = msgspec.json.encode({"content": prompt, "add_special": True, "parse_special": True})
+            status, answer = await self._ask("POST", self._root + "/tokenize", body)
+            if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("tokens"), list):
+                return None
+            total += len(answer["tokens"])
+        return total
+
+
+def log_tail(path: Path | None) -> tuple[str, ...]:
+    """The last lines of a worker's log; none where there is no log yet."""
+    if path is None:
+        return ()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ()
+    return tuple(deque((line for line in lines if line.strip()), maxlen=_TAIL_LINES))

@@ -1,0 +1,409 @@
+"""Any engine behind an OpenAI-compatible address: LM Studio, vLLM, llama-server, Ollama's /v1, another Sekisho.
+
+This is the gateway's hot path. One session of aiohttp serves all turns: connections are kept alive and not limited
+(the gateway's queue limits), and nothing is traced, decompressed, redirected or remembered in cookies.
+"""
+
+import asyncio
+import contextvars
+import io
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from sekisho.core.errors import (
+    EngineFailed,
+    EngineTimeout,
+    EngineUnavailable,
+    SekishoError,
+    UnsupportedParameter,
+)
+from sekisho.core.events import Batch, EventStream, Failed, Finished, Usage
+from sekisho.core.turn import EmbedRequest, Sampling, Turn
+from sekisho.engines.base import Embeddings, EngineModel, Health
+from sekisho.engines.config import ModelConfig
+from sekisho.wire import chat_client, embeddings
+
+log = logging.getLogger(__name__)
+
+_KEEPALIVE_S: Final = 4.0  # llama.cpp and uvicorn drop an idle connection after 5 s; we must be first
+_QUESTION_TIMEOUT_S: Final = 10.0  # for what costs the engine nothing: lists, health, token counts
+_END_WAIT_S: Final = 0.2
+_RETRY_AFTER_S: Final = 2.0
+_LARGE_BODY_BYTES: Final = 1 << 20
+_BROKEN = (aiohttp.ClientError, ConnectionError, socket.gaierror)
+
+_connected: contextvars.ContextVar[bool] = contextvars.ContextVar("connected", default=False)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells whether the request of the current task made a connection or was given one that was kept alive."""
+
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        _connected.set(True)
+        return await super()._create_connection(*args, **kwargs)
+
+
+def upstream_key(config: ModelConfig) -> str | None:
+    """The key for the engine, from the environment or a file. Raises `EngineUnavailable` where it is missing."""
+    if config.api_key_env is not None:
+        key = os.environ.get(config.api_key_env, "")
+        if not key:
+            raise EngineUnavailable(f"{config.name}: the environment variable {config.api_key_env} is not set")
+        return key
+    if config.api_key_file is not None:
+        try:
+            return Path(config.api_key_file).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise EngineUnavailable(f"{config.name}: api_key_file cannot be read: {error.strerror}") from error
+    return None
+
+
+class OpenAiHttpEngine:
+    """An `Engine` behind `base_url`, which ends in `/v1` or whatever stands before `/chat/completions` there."""
+
+    def __init__(self, config: ModelConfig, base_url: str, *, api_key: str | None = None) -> None:
+        self.name = config.name
+        self._config = config
+        self._model = config.upstream_model or config.name
+        # For engines that see a client leave only when they write to it: they stream whatever the caller asked for.
+        self._always_stream = bool(config.options.get("always_stream", False))
+        base = base_url.rstrip("/")
+        self._base, self._root = base, base.removesuffix("/v1")
+        self._chat, self._completions = URL(base + "/chat/completions"), URL(base + "/completions")
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        )
+        self._session: aiohttp.ClientSession | None = None
+        self._counter: Callable[[Turn], Any] | None = None
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    async def generate(self, turn: Turn) -> EventStream:
+        stream = turn.stream or self._always_stream
+        if turn.prompts:
+            url, body = self._completions, chat_client.encode_completion(turn, model=self._model, stream=stream)
+        else:
+            url, body = self._chat, chat_client.encode_request(turn, model=self._model, stream=stream)
+        if not stream:
+            yield await self._whole(turn, url, body)
+            return
+        response = await self._post(url, body, self._config.first_byte_timeout_s)
+        try:
+            if response.status != 200:
+                raise await self._refusal(response)
+            if response.content_type == "application/json":  # it does not stream, whatever it was asked
+                yield self._decode_whole(turn, await self._read(response, self._config.first_byte_timeout_s))
+                return
+            async for batch in self._events(turn, response):
+                yield batch
+        finally:
+            _let_go(response)
+
+    async def _whole(self, turn: Turn, url: URL, body: bytes) -> Batch:
+        timeout_s = self._config.first_byte_timeout_s
+        response = await self._post(url, body, timeout_s)
+        try:
+            if response.status != 200:
+                raise await self._refusal(response)
+            return self._decode_whole(turn, await self._read(response, timeout_s))
+        finally:
+            _let_go(response)
+
+    def _decode_whole(self, turn: Turn, body: bytes) -> Batch:
+        decode = chat_client.decode_completion_whole if turn.prompts else chat_client.decode_whole
+        return decode(body, turn)
+
+    async def _events(self, turn: Turn, response: aiohttp.ClientResponse) -> EventStream:
+        """Events of a streaming answer, a batch a read, to its end."""
+        decoder = chat_client.CompletionStreamDecoder(turn) if turn.prompts else chat_client.ChatStreamDecoder(turn)
+        config, content = self._config, response.content
+        watch = _IdleWatch(response, config.first_byte_timeout_s)
+        begun = False
+        try:
+            while True:
+                watch.waiting()
+                data = await content.readany()
+                watch.arrived(config.idle_timeout_s)
+                batch = decoder.feed(data) if data else decoder.finish()
+                if decoder.error is not None:
+                    self._note(decoder.error)
+                    if not begun:
+                        raise decoder.error
+                if batch:
+                    begun = True
+                    yield batch
+                if not data or (batch and isinstance(batch[-1], Finished | Failed)):
+                    break
+        except _BROKEN as cause:
+            error: SekishoError
+            if watch.expired:
+                error = EngineTimeout(f"{self.name}: the engine said nothing for {watch.limit_s:g} s")
+            elif begun:
+                error = EngineFailed(f"{self.name}: the engine went away in the middle of its answer")
+            else:
+                error = self._unavailable("the engine closed the connection before it answered")
+            self._note(error, cause)
+            if not begun:
+                raise error from cause
+            yield [chat_client.failed(error)]
+        finally:
+            watch.stop()
+        await _read_to_end(content)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def _post(self, url: URL, body: bytes, timeout_s: float) -> aiohttp.ClientResponse:
+        """Sends a request and waits for the head of the answer. The caller must let go of the response.
+
+        A kept-alive connection that the engine closed while our request was under way is no answer: tried once more.
+        """
+        session = self._open()
+        for last in (False, True):
+            _connected.set(False)
+            data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await session.post(url, data=data, allow_redirects=False)
+            except aiohttp.ConnectionTimeoutError as error:
+                raise self._trouble(error, "the engine did not accept a connection in time") from error
+            except TimeoutError as error:
+                timeout = EngineTimeout(f"{self.name}: the engine did not answer within {timeout_s:g} s")
+                self._note(timeout, error)
+                raise timeout from error
+            except aiohttp.ClientConnectorError as error:
+                raise self._trouble(error, "the engine is not running") from error
+            except _BROKEN as error:
+                if last or _connected.get():
+                    raise self._trouble(error, "the engine closed the connection before it answered") from error
+        raise AssertionError("the second try returns or raises")
+
+    async def _read(self, response: aiohttp.ClientResponse, timeout_s: float) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await response.read()
+        except TimeoutError as error:
+            timeout = EngineTimeout(f"{self.name}: the engine did not finish its answer within {timeout_s:g} s")
+            self._note(timeout, error)
+            raise timeout from error
+        except _BROKEN as error:
+            raise self._trouble(error, "the engine went away in the middle of its answer") from error
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> SekishoError:
+        """The error that an answer other than 200 stands for."""
+        body = await self._read(response, _QUESTION_TIMEOUT_S)
+        error = chat_client.upstream_error(response.status, body, response.headers.get("Retry-After"))
+        if error.status >= 500:
+            self._note(error)
+        return error
+
+    async def _ask(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
+        """A question with a small JSON answer (None where it is not JSON)."""
+        try:
+            async with (
+                asyncio.timeout(_QUESTION_TIMEOUT_S),
+                self._open().request(method, url, data=body, allow_redirects=False) as response,
+            ):
+                answer = await response.read()
+        except TimeoutError as error:
+            raise self._trouble(error, "the engine does not answer") from error
+        except _BROKEN as error:
+            raise self._trouble(error, "the engine is not running") from error
+        try:
+            return response.status, msgspec.json.decode(answer)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return response.status, None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=60),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
+                read_bufsize=1 << 18,
+            )
+        return self._session
+
+    def _unavailable(self, message: str) -> EngineUnavailable:
+        return EngineUnavailable(f"{self.name}: {message}", retry_after_s=_RETRY_AFTER_S)
+
+    def _trouble(self, cause: Exception, message: str) -> EngineUnavailable:
+        error = self._unavailable(message)
+        self._note(error, cause)
+        return error
+
+    def _note(self, error: SekishoError, cause: Exception | None = None) -> None:
+        """The cause goes into the log, under the id that the client is told."""
+        why = [] if cause is None else [f"{type(cause).__name__}: {cause}"]
+        log.warning("%s: %s: %s (%s)", error.id, self.name, error.message, "; ".join(why + _notes(error)))
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        body = embeddings.encode_request(request, model=self._model)
+        timeout_s = self._config.first_byte_timeout_s
+        response = await self._post(URL(self._base + "/embeddings"), body, timeout_s)
+        try:
+            if response.status != 200:
+                raise await self._refusal(response)
+            vectors, usage = embeddings.decode_vectors(await self._read(response, timeout_s), request)
+        finally:
+            _let_go(response)
+        if usage is None:
+            log.warning("%s: the engine does not count the tokens of embeddings; none are billed", self.name)
+        return Embeddings(vectors, usage or Usage(0, 0))
+
+    async def models(self) -> list[EngineModel]:
+        status, answer = await self._ask("GET", self._base + "/models")
+        if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
+            raise self._unavailable(f"the engine's model list cannot be had (status {status})")
+        return [_model(entry) for entry in answer["data"] if isinstance(entry, dict) and "id" in entry]
+
+    async def health(self) -> Health:
+        try:
+            await self.models()
+        except EngineUnavailable as error:
+            return Health("down", error.message)
+        return Health("ready")
+
+    async def count_tokens(self, turn: Turn) -> int:
+        if self._counter is not None:
+            count: int | None = await self._counter(turn)
+            if count is not None:
+                return count
+        for counter in (self._count_by_question, self._count_by_tokenizer, self._count_by_run):
+            count = await counter(turn)
+            if count is not None:
+                self._counter = counter
+                return count
+        raise UnsupportedParameter(f"{self.name}: this engine does not tell how many tokens a prompt has")
+
+    async def _count_by_question(self, turn: Turn) -> int | None:
+        """llama.cpp counts a whole chat request, tools and template included."""
+        if turn.prompts:
+            return None
+        body = chat_client.encode_request(turn, model=self._model, stream=False)
+        return await self._count("/chat/completions/input_tokens", self._base, body, "input_tokens")
+
+    async def _count_by_tokenizer(self, turn: Turn) -> int | None:
+        """vLLM's `/tokenize` takes the messages or the prompt of a request."""
+        if len(turn.prompts) > 1 or (turn.prompts and not isinstance(turn.prompts[0], str)):
+            return None
+        encode = chat_client.encode_completion if turn.prompts else chat_client.encode_request
+        request = msgspec.json.decode(encode(turn, model=self._model, stream=False))
+        kept = ("model", "prompt", "messages", "tools", "chat_template_kwargs")
+        body = msgspec.json.encode({name: request[name] for name in kept if name in request})
+        return await self._count("/tokenize", self._root, body, "count")
+
+    async def _count(self, path: str, base: str, body: bytes, field: str) -> int | None:
+        status, answer = await self._ask("POST", base + path, body)
+        if status == 400:
+            raise chat_client.upstream_error(status, msgspec.json.encode(answer))
+        count = answer.get(field) if status == 200 and isinstance(answer, dict) else None
+        return count if isinstance(count, int) else None
+
+    async def _count_by_run(self, turn: Turn) -> int | None:
+        """Asks for one token and reads what the engine bills for the prompt."""
+        sampling = Sampling(max_tokens=1)
+        usage = None
+        async for batch in self.generate(msgspec.structs.replace(turn, sampling=sampling, stream=False)):
+            for event in batch:
+                if isinstance(event, Failed):
+                    raise EngineFailed(event.message)
+                usage = event if isinstance(event, Usage) else usage
+        return usage.input_tokens if usage else None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+class _IdleWatch:
+    """Closes a response for whose next bytes somebody has waited too long. One timer a stream, not one a read; time
+    during which nobody waits (a slow client) does not count."""
+
+    def __init__(self, response: aiohttp.ClientResponse, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.expired = False
+        self._response = response
+        self._loop = asyncio.get_running_loop()
+        self._since_s: float | None = None
+        self._timer = self._loop.call_later(limit_s, self._look)
+
+    def waiting(self) -> None:
+        self._since_s = self._loop.time()
+
+    def arrived(self, limit_s: float) -> None:
+        self._since_s = None
+        if limit_s != self.limit_s:
+            self.limit_s = limit_s
+            self._timer.cancel()
+            self._timer = self._loop.call_later(limit_s, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        due_s = (now_s if self._since_s is None else self._since_s) + self.limit_s
+        if due_s <= now_s:
+            self.expired = True
+            _let_go(self._response)
+        else:
+            self._timer = self._loop.call_at(due_s, self._look)
+
+
+def _notes(error: SekishoError) -> list[str]:
+    notes: list[str] = getattr(error, "__notes__", [])
+    return notes
+
+
+def _let_go(response: aiohttp.ClientResponse) -> None:
+    """Ends an answer: nothing to do when it was read to its end, else the connection is cut at once, unsent bytes and
+    all, so that the engine sees it."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
+
+
+async def _read_to_end(content: aiohttp.StreamReader) -> None:
+    """Takes the few bytes after the last event, so that the connection can serve again."""
+    try:
+        async with asyncio.timeout(_END_WAIT_S):
+            while not content.at_eof():
+                await content.readany()
+    except (TimeoutError, *_BROKEN):
+        return  # the answer was complete; only the connection is lost
+
+
+def _model(entry: dict[str, Any]) -> EngineModel:
+    """A line of a model list; what only some engines tell is read where it is there."""
+    meta = entry.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    contexts = (meta.get("n_ctx"), entry.get("max_model_len"), entry.get("context_length"), meta.get("n_ctx_train"))
+    architecture = entry.get("architecture")
+    inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
+    return EngineModel(
+        str(entry["id"]),
+        context_tokens=next((context for context in contexts if isinstance(context, int)), None),
+        parameters=_whole_number(meta.get("n_params")),
+        size_bytes=_whole_number(meta.get("size")),
+        quantisation=meta.get("ftype") if isinstance(meta.get("ftype"), str) else None,
+        vision="image" in inputs if isinstance(inputs, list) else None,
+    )
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
