@@ -1,0 +1,73 @@
+# One command per chore, the same here and in CI. Every target makes its own virtual environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+PIP := $(RUN) pip --disable-pip-version-check --quiet
+export PYTHONUTF8 := 1
+
+.PHONY: help up down test test-slow test-clients test-gpu test-all lint format bench mini docs clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sekisho needs Python 3.11 or newer: make PYTHON=python3.12 up")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made pyproject.toml
+	@echo 'Installing Sekisho into $(VENV) ...'
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed pyproject.toml
+	@echo 'Installing what the tests need into $(VENV) ...'
+	@$(PIP) install --editable . --group dev
+	@touch $@
+
+up: $(VENV)/installed ## Install and start the server with the built-in model; prints address, key and a curl line
+	@$(BIN)/sekisho up --detach
+
+down: $(VENV)/installed ## Stop the server
+	@$(BIN)/sekisho down
+
+test: $(VENV)/installed-dev ## The test suite
+	@$(RUN) pytest
+
+test-slow: $(VENV)/installed-dev ## Tests that take more than some seconds
+	@$(RUN) pytest -m slow
+
+test-clients: $(VENV)/installed-dev ## Tests that drive third-party client programs (needs npm for the Codex CLI)
+	@$(RUN) pytest -m client
+
+test-gpu: $(VENV)/installed-dev ## Tests that need a GPU
+	@$(RUN) pytest -m gpu
+
+test-all: $(VENV)/installed-dev ## Everything that can run here
+	@$(RUN) pytest -m 'not gpu'
+
+lint: $(VENV)/installed-dev ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev ## Measure the gateway beside nginx and LiteLLM
+	@$(BIN)/python bench/gateway.py
+
+mini: ## Train the built-in model anew (about an hour on two cores; needs PyTorch, in its own environment)
+	@test -x build/mini-venv/bin/python || $(PYTHON) -m venv build/mini-venv
+	@build/mini-venv/bin/python -m pip --disable-pip-version-check --quiet install -r tools/mini/requirements.txt
+	@build/mini-venv/bin/python tools/mini/build.py
+
+docs: $(VENV)/installed-dev ## Check that the documentation names everything that exists
+	@$(RUN) pytest tests/test_docs.py
+
+clean: ## Remove the environment and build products (not your data)
+	@rm -rf $(VENV) build dist
