@@ -18,6 +18,7 @@ import msgspec
 
 from sekisho import __version__
 from sekisho.core.clock import SystemClock
+from sekisho.core.errors import EngineUnavailable
 from sekisho.engines import llama_worker
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
@@ -283,7 +284,11 @@ def main() -> int:
     except (OSError, msgspec.DecodeError) as error:
         print(f"{home.run / 'plan.json'} cannot be read ({error}): start with `sekisho up`", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
-    run_gateway(home, plan)
+    try:
+        run_gateway(home, plan)
+    except (ValueError, EngineUnavailable) as error:  # settings that only building the engines could judge
+        print(f"The gateway cannot run with these settings: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIGURATION
     return 0
 
 

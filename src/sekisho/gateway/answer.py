@@ -62,6 +62,7 @@ class Answer:
 
     async def send_whole(self, request: Request, events: EventStream, headers: Sequence[Header]) -> None:
         """Raises SekishoError or TurnFailed where the turn broke: nothing has been sent then."""
+        self._exchange.whole = True
         async with self._watched(request):
             failed = await self._collect(request, events)
             if failed is not None:
@@ -72,11 +73,12 @@ class Answer:
                 await self._on_complete()
             body = self._encoder.whole()
         if not request.gone:
-            await request.respond(200, body, self._encoder.content_type.encode(), headers)
+            await request.respond(200, body, headers=headers)
 
     async def run_unattended(self, events: EventStream) -> None:
         """Runs a turn that nobody is connected to (a background response). Never raises but CancelledError."""
         self._task = asyncio.current_task()
+        self._exchange.whole = True
         try:
             failed = await self._collect(None, events)
         except asyncio.CancelledError:

@@ -148,6 +148,7 @@ class Gateway:
         self.background: set[asyncio.Task[None]] = set()
         self.draining = False
         self.started_s = clock.monotonic()
+        self.started_unix_s = clock.now()
         self._spool = spool
         self._open_store = open_store
         self._store: Store | None = None

@@ -44,6 +44,7 @@ class Exchange:
         "protocol",
         "usage",
         "user",
+        "whole",
     )
 
     def __init__(
@@ -66,6 +67,7 @@ class Exchange:
         self.usage: Usage | None = None
         self.failed: Failed | None = None
         self.finished = False
+        self.whole = False  # nobody saw a first token: it has no time
         self._holder = holder
         self._ledger = ledger
         self._metrics = metrics
@@ -112,7 +114,7 @@ class Exchange:
             protocol=self.protocol,
             started_at=self._started_unix_s,
             duration_ms=(now_s - self._started_s) * 1e3,
-            ttft_ms=None if self._first_s is None else (self._first_s - self._started_s) * 1e3,
+            ttft_ms=None if self._first_s is None or self.whole else (self._first_s - self._started_s) * 1e3,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cached_tokens=usage.cached_tokens if usage else 0,

@@ -64,11 +64,12 @@ async def generate(gateway: Gateway, call: Call, codec: Codec | ModuleType, pref
 async def _answer_load(gateway: Gateway, call: Call, encoder: Encoder, stream: bool) -> None:
     """Ollama's request without words only loads the model; ours are loaded, so no engine is asked."""
     done = [Finished("stop")]
-    body = encoder.start() + encoder.feed(done) + encoder.end() if stream else b""
-    if not stream:
-        encoder.feed(done)
-        body = encoder.whole()
-    await call.request.respond(200, body, encoder.content_type.encode())
+    if stream:
+        body = encoder.start() + encoder.feed(done) + encoder.end()
+        await call.request.respond(200, body, encoder.content_type.encode())
+        return
+    encoder.feed(done)
+    await call.request.respond(200, encoder.whole())
 
 
 async def chat_completions(gateway: Gateway, call: Call) -> None:

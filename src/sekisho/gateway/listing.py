@@ -23,15 +23,19 @@ def _entries(gateway: Gateway, call: Call) -> list[Entry]:
 
 
 async def list_models(gateway: Gateway, call: Call) -> None:
-    cards = [models_codec.ModelCard(entry.name, entry.context_tokens) for entry in _entries(gateway, call)]
-    await call.request.respond(200, models_codec.encode_list(cards))
+    views = [_view(gateway, entry, entry.name) for entry in _entries(gateway, call)]
+    await call.request.respond(200, models_codec.encode_list(views))
 
 
 async def show_model(gateway: Gateway, call: Call) -> None:
     assert call.holder is not None
     name = call.params["model"]
     entry = gateway.roster.find(name, call.holder)
-    await call.request.respond(200, models_codec.encode_one(models_codec.ModelCard(name, entry.context_tokens)))
+    await call.request.respond(200, models_codec.encode_model(_view(gateway, entry, name)))
+
+
+def _view(gateway: Gateway, entry: Entry, name: str) -> models_codec.ModelView:
+    return models_codec.ModelView(name, int(gateway.started_unix_s), context_length=entry.context_tokens)
 
 
 async def embed(gateway: Gateway, call: Call) -> None:
