@@ -25,7 +25,17 @@ from sekisho.core.errors import (
     SekishoError,
     UnsupportedParameter,
 )
-from sekisho.core.events import Batch, EventStream, Failed, Finished, Usage
+from sekisho.core.events import (
+    Batch,
+    EventStream,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 from sekisho.core.turn import EmbedRequest, Sampling, Turn
 from sekisho.engines.base import Embeddings, EngineModel, Health
 from sekisho.engines.config import ModelConfig
@@ -39,6 +49,8 @@ _END_WAIT_S: Final = 0.2
 _RETRY_AFTER_S: Final = 2.0
 _LARGE_BODY_BYTES: Final = 1 << 20
 _BROKEN = (aiohttp.ClientError, ConnectionError, socket.gaierror)
+
+_SAID = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
 
 _connected: contextvars.ContextVar[bool] = contextvars.ContextVar("connected", default=False)
 
@@ -135,7 +147,7 @@ class OpenAiHttpEngine:
                 batch = decoder.feed(data) if data else decoder.finish()
                 if decoder.error is not None:
                     self._note(decoder.error)
-                    if not begun:
+                    if not begun and not any(isinstance(event, _SAID) for event in batch):
                         raise decoder.error
                 if batch:
                     begun = True
@@ -145,11 +157,11 @@ class OpenAiHttpEngine:
         except _BROKEN as cause:
             error: SekishoError
             if watch.expired:
-                error = EngineTimeout(f"{self.name}: the engine said nothing for {watch.limit_s:g} s")
+                error = EngineTimeout(f"The engine of {self.name} said nothing for {watch.limit_s:g} s")
             elif begun:
-                error = EngineFailed(f"{self.name}: the engine went away in the middle of its answer")
+                error = EngineFailed(f"The engine of {self.name} went away in the middle of its answer")
             else:
-                error = self._unavailable("the engine closed the connection before it answered")
+                error = self._unavailable("closed the connection before it answered")
             self._note(error, cause)
             if not begun:
                 raise error from cause
@@ -173,16 +185,16 @@ class OpenAiHttpEngine:
                 async with asyncio.timeout(timeout_s):
                     return await session.post(url, data=data, allow_redirects=False)
             except aiohttp.ConnectionTimeoutError as error:
-                raise self._trouble(error, "the engine did not accept a connection in time") from error
+                raise self._trouble(error, "did not accept a connection in time") from error
             except TimeoutError as error:
-                timeout = EngineTimeout(f"{self.name}: the engine did not answer within {timeout_s:g} s")
+                timeout = EngineTimeout(f"The engine of {self.name} did not answer within {timeout_s:g} s")
                 self._note(timeout, error)
                 raise timeout from error
             except aiohttp.ClientConnectorError as error:
-                raise self._trouble(error, "the engine is not running") from error
+                raise self._trouble(error, "is not running") from error
             except _BROKEN as error:
                 if last or _connected.get():
-                    raise self._trouble(error, "the engine closed the connection before it answered") from error
+                    raise self._trouble(error, "closed the connection before it answered") from error
         raise AssertionError("the second try returns or raises")
 
     async def _read(self, response: aiohttp.ClientResponse, timeout_s: float) -> bytes:
@@ -190,11 +202,11 @@ class OpenAiHttpEngine:
             async with asyncio.timeout(timeout_s):
                 return await response.read()
         except TimeoutError as error:
-            timeout = EngineTimeout(f"{self.name}: the engine did not finish its answer within {timeout_s:g} s")
+            timeout = EngineTimeout(f"The engine of {self.name} did not finish its answer within {timeout_s:g} s")
             self._note(timeout, error)
             raise timeout from error
         except _BROKEN as error:
-            raise self._trouble(error, "the engine went away in the middle of its answer") from error
+            raise self._trouble(error, "went away in the middle of its answer") from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> SekishoError:
         """The error that an answer other than 200 stands for."""
@@ -213,9 +225,9 @@ class OpenAiHttpEngine:
             ):
                 answer = await response.read()
         except TimeoutError as error:
-            raise self._trouble(error, "the engine does not answer") from error
+            raise self._trouble(error, "does not answer") from error
         except _BROKEN as error:
-            raise self._trouble(error, "the engine is not running") from error
+            raise self._trouble(error, "is not running") from error
         try:
             return response.status, msgspec.json.decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -235,7 +247,7 @@ class OpenAiHttpEngine:
         return self._session
 
     def _unavailable(self, message: str) -> EngineUnavailable:
-        return EngineUnavailable(f"{self.name}: {message}", retry_after_s=_RETRY_AFTER_S)
+        return EngineUnavailable(f"The engine of {self.name} {message}", retry_after_s=_RETRY_AFTER_S)
 
     def _trouble(self, cause: Exception, message: str) -> EngineUnavailable:
         error = self._unavailable(message)
@@ -266,7 +278,7 @@ class OpenAiHttpEngine:
     async def models(self) -> list[EngineModel]:
         status, answer = await self._ask("GET", self._base + "/models")
         if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
-            raise self._unavailable(f"the engine's model list cannot be had (status {status})")
+            raise self._unavailable(f"does not list its models (status {status})")
         return [_model(entry) for entry in answer["data"] if isinstance(entry, dict) and "id" in entry]
 
     async def health(self) -> Health:
