@@ -146,7 +146,7 @@ def gateway_command(site: Site) -> list[str]:
     key_file = site.folder / "key"
     key_file.write_text(KEY)
     key_file.chmod(0o600)
-    command = [sys.executable, "-m", "sekisho.serve", "bench-gateway", "--port", str(site.port)]
+    command = [sys.executable, str(HERE / "server.py"), "--port", str(site.port)]
     return [*command, "--upstream", site.upstream_url, "--key-file", str(key_file)]
 
 
