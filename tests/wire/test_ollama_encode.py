@@ -308,6 +308,9 @@ def test_the_client_generates_and_loads() -> None:
     assert "".join(part.response or "" for part in client.generate("mini", "hi", stream=True)) == "ab"
     loaded = client.generate("mini")
     assert (loaded.done, loaded.done_reason, loaded.response) == (True, "load", "")
+    told = {"done": True, "done_reason": "load"}
+    asked = generate.decode(b'{"model":"mini"}', "req_1")
+    assert lines(asked, [[Finished("stop")]], ManualClock().monotonic)[-1].items() >= told.items()
     (streamed,) = client.chat("mini", stream=True)
     assert (streamed.done, streamed.done_reason, streamed.message.content) == (True, "load", "")
 

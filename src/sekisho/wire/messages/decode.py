@@ -83,12 +83,13 @@ def _format(request: schema.Request) -> OutputFormat:
 def _reasoning(request: schema.Request) -> ReasoningRequest:
     """`summary` keeps how thinking is to be shown; `enabled` stays None where the request does not say."""
     thinking = request.thinking
-    effort = request.output_config.effort if request.output_config else None
+    configs = [request.output_config, *(message.output_config for message in request.messages)]
+    effort = next((config.effort for config in reversed(configs) if config and config.effort), None)
     if thinking is None:
         return ReasoningRequest(effort=effort)
     budget = thinking.budget_tokens if thinking.type == "enabled" else None
     if thinking.type == "enabled":
-        if budget is None:
+        if not budget:
             raise InvalidRequest(
                 "Missing parameter: 'thinking.budget_tokens'.",
                 param="thinking.budget_tokens",
@@ -113,13 +114,14 @@ def _messages(request: schema.Request) -> Iterable[Message]:
 
 
 def _split(role: Role, blocks: Sequence[schema.Block], at: str) -> Iterable[Message]:
-    """One wire message as turns know it: each tool result alone in a message of role `tool`, the rest around it in
-    the order in which it was said. A document inside a result follows with the caller's next words."""
+    """One wire message as turns know it: each of the caller's tool results alone in a message of role `tool`, the
+    rest around it in the order in which it was said. A document inside a result follows with the caller's next
+    words. A search that ran inside the assistant's own message stays there."""
     said: list[Part] = []
     attached: list[Part] = []
     for position, block in enumerate(blocks):
         here = f"{at}[{position}]"
-        if isinstance(block, schema.ToolResultBlock | schema.WebSearchResultBlock):
+        if isinstance(block, schema.ToolResultBlock):
             if said:
                 yield Message(role, tuple(said))
                 said = []
@@ -130,7 +132,7 @@ def _split(role: Role, blocks: Sequence[schema.Block], at: str) -> Iterable[Mess
             said += _parts(role, block, here)
     if attached and role == "user":
         said = [*attached, *said]
-    if said or not blocks:
+    if said or (not blocks and role != "system"):  # a system message without words only sets the effort
         yield Message(role, tuple(said))
 
 
@@ -154,6 +156,8 @@ def _parts(role: Role, block: schema.Block, at: str) -> list[Part]:
         if block.name != "web_search":
             raise UnsupportedParameter(f"This server has no tool '{block.name}'.", param=f"{at}.name")
         return [ToolCall(block.id, block.name, _arguments(block.input), kind="web_search")]
+    if isinstance(block, schema.WebSearchResultBlock):
+        return [_found(block)]
     call = cast(schema.ToolUseBlock, block)
     return [ToolCall(call.id, call.name, _arguments(call.input))]
 
@@ -162,9 +166,7 @@ def _arguments(value: dict[str, object]) -> str:
     return jsonio.dump(value).decode()
 
 
-def _result(block: schema.ToolResultBlock | schema.WebSearchResultBlock, at: str) -> tuple[ToolResult, list[Document]]:
-    if isinstance(block, schema.WebSearchResultBlock):
-        return _found(block), []
+def _result(block: schema.ToolResultBlock, at: str) -> tuple[ToolResult, list[Document]]:
     content: list[Text | Image] = []
     documents: list[Document] = []
     if isinstance(block.content, str):

@@ -1,4 +1,4 @@
-"""The request as it stands on the wire. Strict at the top, tolerant inside blocks and tools, which grow monthly."""
+"""The request as it stands on the wire. Strict at the top, tolerant inside, where clients' versions differ monthly."""
 
 from typing import Annotated, Any, Literal
 
@@ -112,11 +112,6 @@ Block = (
 )
 
 
-class MessageParam(msgspec.Struct):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
-
-
 class ToolParam(msgspec.Struct):
     name: _Name | None = None
     type: str | None = None
@@ -127,31 +122,38 @@ class ToolParam(msgspec.Struct):
     display_height_px: int | None = None
 
 
-class ToolChoiceParam(msgspec.Struct, forbid_unknown_fields=True):
+class ToolChoiceParam(msgspec.Struct):
     type: Literal["auto", "any", "tool", "none"]
     name: _Name | None = None
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingParam(msgspec.Struct, forbid_unknown_fields=True):
+class ThinkingParam(msgspec.Struct):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: _Positive | None = None
+    budget_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None  # some clients send 0 with "adaptive"
     display: Literal["summarized", "omitted"] | None = None
 
 
-class FormatParam(msgspec.Struct, forbid_unknown_fields=True):
+class FormatParam(msgspec.Struct):
     type: Literal["json_schema"]
     schema: dict[str, Any]
     name: str | None = None
 
 
-class OutputConfigParam(msgspec.Struct, forbid_unknown_fields=True):
+class OutputConfigParam(msgspec.Struct):
     effort: str | None = None
     format: FormatParam | None = None
-    task_budget: Any = None
 
 
-class MetadataParam(msgspec.Struct, forbid_unknown_fields=True):
+class MessageParam(msgspec.Struct):
+    """`output_config` stands on a system message that sets the effort from there on."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+    output_config: OutputConfigParam | None = None
+
+
+class MetadataParam(msgspec.Struct):
     user_id: str | None = None
 
 

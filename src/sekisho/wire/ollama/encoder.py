@@ -196,12 +196,14 @@ class OllamaEncoder:
         return {**said, "logprobs": logprobs} if logprobs else said
 
     def _closing(self) -> dict[str, Any]:
-        reason = "load" if self._finished is None else "length" if self._finished.reason == "length" else "stop"
-        closing: dict[str, Any] = {"done": True, "done_reason": reason}
+        if self._load:
+            return {"done": True, "done_reason": "load"}
+        cut = self._finished is not None and self._finished.reason == "length"
+        closing: dict[str, Any] = {"done": True, "done_reason": "length" if cut else "stop"}
         usage = self._usage
         if usage is not None:
             closing |= {"prompt_eval_count": usage.input_tokens, "eval_count": usage.output_tokens}
-        if self._first_s is not None and self._finished is not None:
+        if self._first_s is not None:
             closing["total_duration"] = round((self._last_s - self._began_s) * _NS)
             closing["prompt_eval_duration"] = round((self._first_s - self._began_s) * _NS)
             closing["eval_duration"] = round((self._last_s - self._first_s) * _NS)
