@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -74,12 +75,17 @@ class UsageSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def month_of(timestamp: float) -> str:
     """`1_790_000_000.0` -> `2026-09`, UTC."""
-    return time.strftime("%Y-%m", time.gmtime(timestamp))
+    return day_of(timestamp)[:7]
 
 
 def day_of(timestamp: float) -> str:
     """`1_790_000_000.0` -> `2026-09-21`, UTC."""
-    return time.strftime("%Y-%m-%d", time.gmtime(timestamp))
+    return _day(int(timestamp // 86_400))
+
+
+@lru_cache(maxsize=64)
+def _day(days: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(days * 86_400))
 
 
 def storable(record: UsageRecord) -> UsageRecord:
@@ -87,6 +93,8 @@ def storable(record: UsageRecord) -> UsageRecord:
 
     NUL and lone surrogates in text, endless names, negative or absurd counts and NaN come from clients and engines.
     """
+    if _is_sound(record):
+        return record
     changes: dict[str, object] = {}
     for field in msgspec.structs.fields(UsageRecord):
         value = getattr(record, field.name)
@@ -94,6 +102,37 @@ def storable(record: UsageRecord) -> UsageRecord:
         if kept is not value:
             changes[field.name] = kept
     return msgspec.structs.replace(record, **changes) if changes else record
+
+
+def _is_sound(record: UsageRecord) -> bool:
+    """The quick look that nearly every record passes."""
+    texts = (
+        record.request_id,
+        record.key_id,
+        record.user or "",
+        record.model,
+        record.protocol,
+        record.error_id or "",
+        record.error_code or "",
+    )
+    counts = (
+        record.input_tokens or 0,
+        record.output_tokens or 0,
+        record.cached_tokens,
+        record.reasoning_tokens,
+        record.cost_micros,
+        record.http_status,
+    )
+    times = (record.started_at, record.duration_ms, record.ttft_ms or 0.0)
+    joined = "".join(texts)
+    return (
+        joined.isascii()
+        and "\0" not in joined
+        and max(map(len, texts)) <= LONGEST_TEXT
+        and min(counts) >= 0
+        and max(counts) <= LARGEST_COUNT
+        and all(0.0 <= moment <= LARGEST_TIME for moment in times)
+    )
 
 
 def _storable_value(value: object) -> object:

@@ -5,9 +5,8 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Select, and_, case, cast, func, or_, select
+from sqlalchemy import BigInteger, Column, Select, TextClause, and_, case, cast, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.dml import ReturningInsert
 
 from sekisho.core.errors import InvalidRequest
 from sekisho.store.backends import insert_into
@@ -31,7 +30,9 @@ async def append(connection: AsyncConnection, records: Iterable[UsageRecord]) ->
     if not unique:
         return 0
     rows = [_row(unique[request_id]) for request_id in sorted(unique)]
-    result = await connection.execute(_insert_new(connection.dialect.name), rows)
+    # One JSON parameter instead of 19 a row: a third of the event loop's time, which answers are waiting for.
+    parameters = {"rows": msgspec.json.encode(rows).decode()}
+    result = await connection.execute(_INSERT_NEW[connection.dialect.name], parameters)
     inserted = [unique[request_id] for request_id in result.scalars()]
     if inserted:
         await connection.execute(_add_to_months(connection.dialect.name), _month_rows(inserted))
@@ -96,9 +97,28 @@ def _count_where(condition: Any) -> Any:
     return cast(func.sum(case((condition, 1), else_=0)), BigInteger)
 
 
-@cache
-def _insert_new(dialect: str) -> ReturningInsert[Any]:
-    return insert_into(dialect, usage).on_conflict_do_nothing().returning(usage.c.request_id)
+def _insert_new(source: str) -> TextClause:
+    names = ", ".join(f'"{column.name}"' for column in usage.c)
+    return text(f"INSERT INTO usage ({names}) {source} ON CONFLICT DO NOTHING RETURNING request_id")
+
+
+def _postgres_type(column: Column[Any]) -> str:
+    return column.type.compile().replace("DOUBLE", "DOUBLE PRECISION")
+
+
+_INSERT_NEW = {
+    "sqlite": _insert_new(
+        "SELECT "
+        + ", ".join(f"json_extract(value, '$.{column.name}')" for column in usage.c)
+        # WHERE: without it SQLite's parser takes ON CONFLICT for a join's ON
+        + " FROM json_each(:rows) WHERE true"
+    ),
+    "postgresql": _insert_new(
+        "SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS given("
+        + ", ".join(f'"{column.name}" {_postgres_type(column)}' for column in usage.c)
+        + ")"
+    ),
+}
 
 
 @cache
