@@ -179,6 +179,8 @@ _WITH_STATUS = frozenset(PREFIXES) - {"reasoning"}
 def read_item(item: dict[str, Any], at: str) -> Item | OtherItem:
     """One item, typed. `at` is its path. Raises `InvalidRequest` for a broken item or an unknown kind."""
     kind = item.get("type")
+    if not isinstance(kind, str):
+        raise InvalidRequest(f"Invalid type for '{at}.type': expected string.", param=f"{at}.type", code="invalid_type")
     if kind in PREFIXES or kind == "item_reference":
         return jsonio.convert(item, Item, at)  # type: ignore[arg-type]  # a union is a form, not a class
     if kind in OTHER_KINDS:
