@@ -159,6 +159,7 @@ class Gateway:
         self._trusted = networks(config.trusted_proxies)
         self._allowed = networks(config.allow_networks)
         self._tasks: list[asyncio.Task[None]] = []
+        self._booking: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -170,10 +171,11 @@ class Gateway:
         except StoreUnavailable as error:
             log.error("starting without the store: %s (%s)", error.message, error.id)
         loop = asyncio.get_running_loop()
+        self._booking = loop.create_task(self.ledger.run(), name="ledger")
+        self._booking.add_done_callback(self._report_death)
         for name, work in (
             ("store", self._keep_connected()),
             ("keys", self.ring.watch()),
-            ("ledger", self.ledger.run()),
             ("roster", self.roster.watch()),
         ):
             task = loop.create_task(work, name=name)
@@ -186,10 +188,9 @@ class Gateway:
         for task in (*self._tasks, *self.background):
             task.cancel()
         await asyncio.gather(*self._tasks, *self.background, return_exceptions=True)
-        try:
-            await self.ledger.drain()
-        except StoreUnavailable as error:
-            log.warning("usage stays in the spool for the next start: %s", error.message)
+        self.ledger.stop()  # after the background answers, whose usage it still takes
+        if self._booking is not None:
+            await self._booking
         await self.roster.close()
         self._spool.close()
         if self._store is not None:

@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from sekisho.core.clock import Clock
 from sekisho.core.errors import Forbidden, StoreUnavailable, Unauthenticated
@@ -41,6 +42,7 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
+@lru_cache(maxsize=4096)
 def inside(address: str | None, allowed: tuple[Network, ...]) -> bool:
     """Whether an address lies in one of the networks. A Unix socket (None) counts as inside."""
     if address is None:

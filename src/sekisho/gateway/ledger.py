@@ -49,6 +49,7 @@ class Ledger:
         self._spending: dict[str, Spending] = {}
         self._appended = 0
         self._synced_at_s = float("-inf")
+        self._stopping = asyncio.Event()
 
     def price(self, model: str, input_tokens: int, output_tokens: int) -> int:
         return cost_micros(self._prices.get(model), input_tokens, output_tokens)
@@ -71,9 +72,13 @@ class Ledger:
         spending.cost_micros += record.cost_micros
 
     async def run(self) -> None:
-        """Empties the spool into the store until it is cancelled. Trouble is logged once and tried again."""
+        """Empties the spool into the store until `stop`, and then once more. Trouble is logged once and tried again.
+
+        Not to be cancelled: a transaction that is cut off holds the database's lock until it is noticed.
+        """
         failing = False
         while True:
+            last = self._stopping.is_set()
             try:
                 await self.drain()
             except StoreUnavailable as error:
@@ -82,7 +87,17 @@ class Ledger:
                 failing = True
             else:
                 failing = False
-            await asyncio.sleep(DRAIN_S)
+            if last:
+                return
+            try:
+                async with asyncio.timeout(DRAIN_S):
+                    await self._stopping.wait()
+            except TimeoutError:
+                continue
+
+    def stop(self) -> None:
+        """Lets `run` empty the spool a last time and return."""
+        self._stopping.set()
 
     async def drain(self) -> None:
         """One round: spool to store; and where nothing came meanwhile, reads the spending anew."""

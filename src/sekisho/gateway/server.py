@@ -80,6 +80,7 @@ def server(gateway: "Gateway") -> uvicorn.Server:
             lifespan="on",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # whom to believe is `gateway.trusted_proxies`, read in `identity`
             server_header=False,
             date_header=False,
             timeout_keep_alive=75,
