@@ -107,7 +107,7 @@ class OpenAiHttpEngine:
         if not stream:
             yield await self._whole(turn, url, body)
             return
-        response = await self._post(url, body, self._config.first_byte_timeout_s)
+        response = await self._send("POST", url, body, self._config.first_byte_timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
@@ -121,7 +121,7 @@ class OpenAiHttpEngine:
 
     async def _whole(self, turn: Turn, url: URL, body: bytes) -> Batch:
         timeout_s = self._config.first_byte_timeout_s
-        response = await self._post(url, body, timeout_s)
+        response = await self._send("POST", url, body, timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
@@ -172,7 +172,7 @@ class OpenAiHttpEngine:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def _post(self, url: URL, body: bytes, timeout_s: float) -> aiohttp.ClientResponse:
+    async def _send(self, method: str, url: URL, body: bytes | None, timeout_s: float) -> aiohttp.ClientResponse:
         """Sends a request and waits for the head of the answer. The caller must let go of the response.
 
         A kept-alive connection that the engine closed while our request was under way is no answer: tried once more.
@@ -180,10 +180,10 @@ class OpenAiHttpEngine:
         session = self._open()
         for last in (False, True):
             _connected.set(False)
-            data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
+            data = body if body is None or len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
             try:
                 async with asyncio.timeout(timeout_s):
-                    return await session.post(url, data=data, allow_redirects=False)
+                    return await session.request(method, url, data=data, allow_redirects=False)
             except aiohttp.ConnectionTimeoutError as error:
                 raise self._trouble(error, "did not accept a connection in time") from error
             except TimeoutError as error:
@@ -219,15 +219,13 @@ class OpenAiHttpEngine:
     async def _ask(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
         """A question with a small JSON answer (None where it is not JSON)."""
         try:
-            async with (
-                asyncio.timeout(_QUESTION_TIMEOUT_S),
-                self._open().request(method, url, data=body, allow_redirects=False) as response,
-            ):
-                answer = await response.read()
-        except TimeoutError as error:
-            raise self._trouble(error, "does not answer") from error
-        except _BROKEN as error:
-            raise self._trouble(error, "is not running") from error
+            response = await self._send(method, URL(url), body, _QUESTION_TIMEOUT_S)
+            try:
+                answer = await self._read(response, _QUESTION_TIMEOUT_S)
+            finally:
+                _let_go(response)
+        except EngineTimeout as error:
+            raise self._unavailable("does not answer") from error
         try:
             return response.status, msgspec.json.decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -264,7 +262,7 @@ class OpenAiHttpEngine:
     async def embed(self, request: EmbedRequest) -> Embeddings:
         body = embeddings.encode_request(request, model=self._model)
         timeout_s = self._config.first_byte_timeout_s
-        response = await self._post(URL(self._base + "/embeddings"), body, timeout_s)
+        response = await self._send("POST", URL(self._base + "/embeddings"), body, timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
