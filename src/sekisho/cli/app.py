@@ -1,0 +1,37 @@
+"""All commands, put together."""
+
+from typing import Annotated
+
+import typer
+
+from sekisho.cli import clients, configuration, doctor, keys, models, server, usage, version
+
+app = typer.Typer(
+    name="sekisho",
+    help="Sekisho: a private LLM server for a team. One address in front of a local model.",
+    epilog="Exit codes: 0 done · 1 it failed · 2 wrong usage or settings · 3 not running or not found · 4 no network",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def everything(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error arose. Works anywhere in the line.")
+    ] = False,
+) -> None:
+    """Sekisho: a private LLM server for a team. One address in front of a local model."""
+    # `running.run` takes --debug out before Typer sees it; it is declared here for the help text
+
+
+server.register(app)
+app.add_typer(keys.app, name="key")
+usage.register(app)
+app.add_typer(models.app, name="model")
+app.add_typer(configuration.app, name="config")
+clients.register(app)
+doctor.register(app)
+version.register(app)

@@ -1,0 +1,29 @@
+"""What the person who started the server sees."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sekisho.cli.output import Output
+
+
+def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> None:
+    """`announcement`: `serve.Announcement` as plain values. The JSON form is printed by the caller."""
+    from sekisho.ops.clients import KEY_VARIABLE, Setup, curl_line
+
+    url, models = announcement["url"], announcement["models"]
+    out.line()
+    out.line(out.text("up_at", url=url), style="bold green")
+    if announcement.get("admin_key"):
+        out.say("admin_key")
+        out.line(f"  {announcement['admin_key']}", style="bold")
+    out.say("try_it")
+    if announcement.get("admin_key"):
+        out.line(f"  export {KEY_VARIABLE}={announcement['admin_key']}")
+    if models:
+        question = "こんにちは" if out.language == "ja" else "Hello! Who are you?"
+        out.line(f"  {curl_line(Setup(url, models[0]), question)}")
+    out.say("chat_page", url=url)
+    out.say("models_are", models=", ".join(models))
+    out.say("stop_with" if detached else "stop_with_ctrl_c")
+    for warning in announcement.get("warnings", ()):
+        out.warn(warning)

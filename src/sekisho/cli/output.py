@@ -1,0 +1,110 @@
+"""What a command prints: words and tables for people, or JSON on standard output and nothing else beside it."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sekisho.cli.failure import CommandFailed
+from sekisho.cli.messages import text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def language(environment: Mapping[str, str] | None = None) -> str:
+    """`ja` or `en`: SEKISHO_LANG first, then the locale."""
+    values = os.environ if environment is None else environment
+    for name in ("SEKISHO_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if values.get(name):
+            return "ja" if values[name].lower().startswith("ja") else "en"
+    return "en"
+
+
+class Output:
+    """One command's voice."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.language = language()
+
+    def text(self, key: str, **values: object) -> str:
+        """A message of the table, in the user's language."""
+        return text(key, self.language, **values)
+
+    def say(self, key: str, **values: object) -> None:
+        """A line for people; nothing in JSON mode."""
+        if not self.as_json:
+            self.line(self.text(key, **values))
+
+    def line(self, line: str = "", style: str | None = None) -> None:
+        """A line as it is, never wrapped: it may be there to be copied."""
+        if not self.as_json:
+            self.console().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """To standard error, in both modes."""
+        self.console(error=True).print(
+            f"{self.text('warning')}: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def json(self, value: Any) -> None:
+        """The machine's answer; nothing in the other mode."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def columns(self, *keys: str) -> list[str]:
+        """Headings from the message table."""
+        return [self.text(key) for key in keys]
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+        """Cells are shown as they are; None is a dash."""
+        if self.as_json:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for index, column in enumerate(columns):
+            table.add_column(Text(column), style="bold" if index == 0 else None, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text("—" if cell is None else str(cell)) for cell in row))
+        if title is not None:
+            self.line(title)
+        self.console().print(table)
+
+    def failure(self, failure: CommandFailed) -> None:
+        """In JSON mode an object with `error` on standard output; else words on standard error."""
+        if self.as_json:
+            error = {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code}
+            self.json({"error": {**error, **failure.details}})
+            return
+        console = self.console(error=True)
+        for line in f"{self.text('error')}: {failure.message}".splitlines():
+            console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        if failure.hint:
+            console.print(f"{self.text('next')}: {failure.hint}", markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, key: str) -> Iterator[None]:
+        """A spinner on standard error while the body runs, for people at a terminal."""
+        if self.as_json or not sys.stderr.isatty():
+            yield
+            return
+        with self.console(error=True).status(self.text(key)):
+            yield
+
+    def console(self, *, error: bool = False) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=error)
+
+
+def plain(value: Any) -> Any:
+    """Any value of the house as JSON types."""
+    import msgspec
+
+    return msgspec.to_builtins(value, enc_hook=str)
