@@ -285,16 +285,21 @@ def decode_line(line: bytes) -> tuple[list[UsageRecord], list[tuple[int, bytes]]
     starts = sorted({0, *(match.start() for match in _LINE_START.finditer(line))})
     good: list[UsageRecord] = []
     bad: list[tuple[int, bytes]] = []
-    while starts:
-        start = starts.pop(0)
-        for end in [*starts, len(line) + 1]:  # a start may be text inside a record: try the further ends too
+    sound_until = 0
+    for start in starts:
+        if start < sound_until:
+            continue
+        for end in [later for later in starts if later > start] + [len(line) + 1]:
+            # A start may be text inside a record, so the further ends are tried too.
             record = _decode(line[start : end - 1])
             if record is not None:
                 good.append(record)
-                starts = [later for later in starts if later >= end]
+                if start > sound_until:
+                    bad.append((sound_until, line[sound_until : start - 1]))
+                sound_until = end
                 break
-        else:
-            bad.append((start, line[start : starts[0] - 1 if starts else len(line)]))
+    if sound_until < len(line):
+        bad.append((sound_until, line[sound_until:]))
     return good, bad
 
 
