@@ -102,7 +102,7 @@ def _messages(messages: list[schema.ChatMessage]) -> Iterator[Message]:
             case schema.FunctionMessage():
                 call_id = legacy_calls.pop(message.name, None)
                 if call_id is None:
-                    words = f"'{at}' is the result of a function that was not called before it."
+                    words = f"'{at}.name' gives the result of a function that was not called before it."
                     raise InvalidRequest(words, param=f"{at}.name")
                 yield Message("tool", (ToolResult(call_id, (Text(message.content or ""),)),))
 
@@ -184,7 +184,7 @@ def _tools(request: schema.ChatRequest) -> Iterator[Tool]:
             declared = _function(tool.function)
         if declared.name in seen:
             at = f"tools[{number}].{declared.kind}.name"
-            raise InvalidRequest(f"Two tools are named '{declared.name}'.", param=at)
+            raise InvalidRequest(f"'{at}' is '{declared.name}' for a second time.", param=at)
         seen.add(declared.name)
         yield declared
     yield from map(_function, request.functions or ())
