@@ -221,6 +221,12 @@ def test_a_search_another_server_ran_stays_in_the_history() -> None:
     )
 
 
+def test_the_vendors_billing_line_is_no_prompt() -> None:
+    """A line that changes with every request would keep an engine from reusing the prompt behind it."""
+    lines = [{"type": "text", "text": text} for text in ("x-anthropic-billing-header: cc=1.1c0;", "You write code.")]
+    assert decode({**MINIMAL, "system": lines}).messages[0] == Message("system", (Text("You write code."),))
+
+
 def test_effort_set_in_the_middle_counts_from_there() -> None:
     """A system message may set the effort and say nothing: the last word on it counts, and no empty message stays."""
     said = {"role": "system", "content": [], "output_config": {"effort": "low"}}
@@ -328,7 +334,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(paths(FULL)), json_values)
 def test_any_change_to_a_request_is_a_turn_or_a_named_refusal(path: tuple[Any, ...], new: Any) -> None:
     """No JSON value in any place raises anything but a RequestError."""
@@ -340,7 +346,7 @@ def test_any_change_to_a_request_is_a_turn_or_a_named_refusal(path: tuple[Any, .
             assert error.status == 400  # noqa: PT017  a refusal is one of two right outcomes here
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=40) | st.sampled_from([b"[" * 10_000, b'{"a":' * 10_000, b'{"model":NaN}', b"\xff\xfe"]))
 def test_any_bytes_are_refused(body: bytes) -> None:
     """Bytes that are no request are a RequestError."""

@@ -259,7 +259,7 @@ READERS: list[tuple[dict[str, Any], Any]] = [
 PLACES = [(request, path, read) for request, read in READERS for path in paths(request)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(PLACES), json_values)
 def test_any_change_to_a_request_is_a_turn_or_a_named_refusal(place: tuple[Any, ...], new: Any) -> None:
     """No JSON value in any place raises anything but a RequestError."""
@@ -270,7 +270,7 @@ def test_any_change_to_a_request_is_a_turn_or_a_named_refusal(place: tuple[Any, 
         assert error.status == 400  # noqa: PT017  a refusal is one of two right outcomes here
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=40) | st.sampled_from([b"[" * 10_000, b'{"a":' * 10_000, b'{"model":NaN}', b"\xff\xfe"]))
 def test_any_bytes_are_refused(body: bytes) -> None:
     """Bytes that are no request are a RequestError."""

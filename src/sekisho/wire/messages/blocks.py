@@ -113,10 +113,15 @@ class Blocks:
             self._open(self._queue[0])
 
 
-def arguments_object(text: str) -> dict[str, object] | None:
-    """The JSON object that `text` is, or None. A call without arguments is an empty object."""
+def arguments_object(text: str) -> msgspec.Raw | None:
+    """The JSON object that `text` is, on one line and otherwise as the model wrote it, or None if it is none. A call
+    without arguments is an empty object."""
+    text = text or "{}"
     try:
-        value = msgspec.json.decode(text or "{}")
+        return msgspec.Raw(msgspec.json.format(text, indent=-1)) if _is_object(text) else None
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         return None
-    return value if isinstance(value, dict) else None
+
+
+def _is_object(text: str) -> bool:
+    return isinstance(msgspec.json.decode(text), dict)

@@ -24,6 +24,9 @@ from sekisho.wire.messages import schema
 from sekisho.wire.messages.tools import choice_of, tools_of
 
 _REFUSED = ("mcp_servers", "container", "thread", "compaction")
+# A line for the vendor's accounts that some agents put first. It changes from request to request, so an engine that
+# read it could reuse nothing of the long prompt behind it.
+_BILLING = "x-anthropic-billing-header:"
 
 
 def decode(body: bytes, request_id: str) -> Turn:
@@ -105,7 +108,8 @@ def _reasoning(request: schema.Request) -> ReasoningRequest:
 def _messages(request: schema.Request) -> Iterable[Message]:
     if request.system:
         texts = [request.system] if isinstance(request.system, str) else [block.text for block in request.system]
-        yield Message("system", tuple(Text(text) for text in texts))
+        if parts := tuple(Text(text) for text in texts if not text.startswith(_BILLING)):
+            yield Message("system", parts)
     for position, message in enumerate(request.messages):
         if isinstance(message.content, str):
             yield Message(message.role, (Text(message.content),))

@@ -211,7 +211,7 @@ class MessagesEncoder:
             return {"type": "thinking", "thinking": text, "signature": "" if empty else block.sealed or ""}
         call = block.call
         assert call is not None
-        given: dict[str, object] | None = {} if empty else {"input": text}
+        given: dict[str, object] | msgspec.Raw | None = {} if empty else {"input": text}
         if not empty and call.kind != "custom":
             given = arguments_object(text)
         # Arguments that are no object reach the caller as they are: its own check then tells the model.
