@@ -160,7 +160,7 @@ endings = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(scripts(), endings, st.data())
 def test_any_mixture_of_events_keeps_the_order_of_items(
     script: list[Event], ending: list[Event], data: st.DataObject

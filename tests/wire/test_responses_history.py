@@ -248,7 +248,7 @@ outputs: st.SearchStrategy[list[Event]] = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(outputs, min_size=1, max_size=3), st.booleans())
 def test_what_an_engine_said_comes_back_to_it(turns: list[list[Event]], by_client: bool) -> None:
     """Round trip: whatever a response held is told to the engine at the next turn, in order, whether it comes from
@@ -300,6 +300,17 @@ def _plain(part: object) -> tuple[str, str]:
         case ToolResult():
             return ("result", part.call_id)
     raise AssertionError(part)
+
+
+def test_half_a_call_is_told_in_words() -> None:
+    """A call that the token limit cut off has arguments that are no JSON; unanswered, it is words to the engine."""
+    request = decode(input="q")
+    encoder = responses.encoder(request, request.turn, "resp_1", 1)
+    encoder.feed([ToolCallDelta(0, "call_1", "look", '{"q":"ha'), Finished("length")])
+    half = encoder.output_items()[0]
+    assert messages_of("on", [half])[0].parts == (Text('[look, cut off: {"q":"ha]'),)
+    answer = {"type": "function_call_output", "call_id": "call_1", "output": "bad JSON"}
+    assert isinstance(messages_of([answer], [half])[0].parts[0], ToolCall)
 
 
 def test_thinking_that_does_not_open_is_left_out_of_the_prompt_only() -> None:
@@ -434,6 +445,8 @@ def test_tools_that_come_with_items_can_be_called() -> None:
         ({"type": "reasoning", "id": "r", "summary": "text"}, "input[0].summary"),
         ({"type": "mcp_call", "id": 3}, "input[0].id"),
         ({"type": "item_reference"}, "input[0].id"),
+        ({"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}, "input[0].content[0].type"),
+        ({"role": "developer", "content": [{"type": "input_file", "file_data": "x"}]}, "input[0].content[0].type"),
     ],
 )
 def test_a_broken_item_is_named(item: dict[str, Any], param: str) -> None:
@@ -441,6 +454,14 @@ def test_a_broken_item_is_named(item: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode(input=[item])
     assert caught.value.param == param
+
+
+def test_an_input_that_tells_nothing_is_refused() -> None:
+    """An engine cannot run on no message at all."""
+    with pytest.raises(InvalidRequest) as caught:
+        messages_of([{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "?"}])
+    assert caught.value.param == "input"
+    assert [message.role for message in messages_of("", instructions="Say hello.")] == ["system"]
 
 
 def test_what_would_have_to_be_fetched_is_refused() -> None:

@@ -199,6 +199,7 @@ def _turn(given: _Create, request_id: str, include: frozenset[str]) -> Turn:
         previous_response_id=given.previous_response_id,
         metadata=given.metadata or {},
         user=given.user,
+        extra={"verbosity": text.verbosity} if text.verbosity else {},
     )
 
 

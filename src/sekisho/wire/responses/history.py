@@ -27,7 +27,7 @@ from sekisho.wire.responses.tools import read_tools
 
 Unseal = Callable[[str], str | None]
 
-# Calls that a client runs: kind -> (name told to the model, key of the arguments, kind of the output item).
+# Calls that a client runs: kind -> (name told to the model, key of the arguments).
 _CLIENT_CALLS = {
     "local_shell_call": ("local_shell", "action"),
     "shell_call": ("shell", "action"),
@@ -44,6 +44,7 @@ _CLIENT_OUTPUTS = {
     "tool_search_output": "tools",
     "program_output": "result",
 }
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 # Told nothing: they steer the client, hold no words, or are sealed by somebody else.
 _SILENT = frozenset(
     {"additional_tools", "compaction", "compaction_summary", "configuration_update", "context_compaction"}
@@ -66,6 +67,8 @@ def with_history(
     messages = to_messages(told, unseal)
     if request.instructions:
         messages = (Message("system", (Text(request.instructions),)), *messages)
+    if not messages:
+        raise InvalidRequest("'input' holds nothing that the model could be told.", param="input")
     return msgspec.structs.replace(request.turn, messages=messages, tools=_all_tools(request.turn.tools, told))
 
 
@@ -86,15 +89,16 @@ def resolve(input_items: Sequence[dict[str, Any]], history_items: Sequence[dict[
 def to_messages(told: Sequence[dict[str, Any]], unseal: Unseal | None = None) -> tuple[Message, ...]:
     """Items as messages. What an assistant said, thought and called in one stretch becomes one message, in order;
     each tool's output is a message of role `tool`."""
-    builder = _Builder(unseal)
+    builder = _Builder(unseal, {item["call_id"] for item in told if item["type"] in _OUTPUTS})
     for index, item in enumerate(told):
         builder.add(item, reading.read_item(item, f"input[{index}]"))
     return builder.finish()
 
 
 class _Builder:
-    def __init__(self, unseal: Unseal | None) -> None:
+    def __init__(self, unseal: Unseal | None, answered: set[str]) -> None:
         self._unseal = unseal
+        self._answered = answered
         self._messages: list[Message] = []
         self._said: list[Part] = []
         self._said_id: str | None = None
@@ -113,11 +117,9 @@ class _Builder:
             case reading.MessageItem():
                 self._stand_alone(Message(typed.role, _parts(typed.content), item_id=typed.id))
             case reading.FunctionCall():
-                self._said.append(
-                    ToolCall(typed.call_id, typed.name, typed.arguments, "function", typed.namespace, typed.id)
-                )
+                self._call(typed, ToolCall(typed.call_id, typed.name, typed.arguments, namespace=typed.namespace))
             case reading.CustomToolCall():
-                self._said.append(ToolCall(typed.call_id, typed.name, typed.input, "custom", typed.namespace, typed.id))
+                self._call(typed, ToolCall(typed.call_id, typed.name, typed.input, "custom", typed.namespace))
             case reading.FunctionCallOutput():
                 self._result(ToolResult(typed.call_id, _result_parts(typed.output), item_id=typed.id))
             case reading.CustomToolCallOutput():
@@ -135,6 +137,13 @@ class _Builder:
         self.finish()
         if message.parts:
             self._messages.append(message)
+
+    def _call(self, item: reading.FunctionCall | reading.CustomToolCall, call: ToolCall) -> None:
+        """A call that was cut off and never ran is told in words: its arguments are no JSON, which engines refuse."""
+        if item.status == "incomplete" and item.call_id not in self._answered:
+            self._said.append(Text(f"[{item.name}, cut off: {call.arguments}]"))
+        else:
+            self._said.append(msgspec.structs.replace(call, item_id=item.id))
 
     def _result(self, result: ToolResult) -> None:
         self._stand_alone(Message("tool", (result,), item_id=result.item_id))

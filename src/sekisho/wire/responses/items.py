@@ -195,7 +195,7 @@ def normalise(given: str | Sequence[dict[str, Any]], stem: str) -> tuple[dict[st
     for an id that stands twice.
     """
     if isinstance(given, str):
-        given = [{"type": "message", "role": "user", "content": given}]
+        given = [{"type": "message", "role": "user", "content": given}] if given else []
     items: list[dict[str, Any]] = []
     seen: set[str] = set()
     for index, item in enumerate(given):
@@ -229,11 +229,13 @@ def _complete(item: dict[str, Any], at: str, stem: str) -> dict[str, Any]:
         item["status"] = "completed"
     if isinstance(typed, MessageItem):
         item["content"] = _parts(item["content"], typed.role == "assistant")
-        _refuse_remote(typed.content, f"{at}.content")
+        _check_parts(typed.content, f"{at}.content")
+        if typed.role != "user":
+            _check_words(typed, f"{at}.content")
     elif isinstance(typed, FunctionCallOutput | CustomToolCallOutput):
         if isinstance(item["output"], list):
             item["output"] = _parts(item["output"], False)
-        _refuse_remote(typed.output, f"{at}.output")
+        _check_parts(typed.output, f"{at}.output")
     elif isinstance(typed, ReasoningItem):
         item.setdefault("summary", [])
     return item
@@ -256,8 +258,18 @@ def _part(part: dict[str, Any], assistant: bool) -> dict[str, Any]:
     return part
 
 
-def _refuse_remote(content: str | list[Content], at: str) -> None:
-    """Files that would have to be fetched from a file store or another server: there is none, and nothing leaves."""
+def _check_words(message: MessageItem, at: str) -> None:
+    """Instructions and what an assistant said are words: engines take nothing else there, and would drop it."""
+    if isinstance(message.content, list):
+        for index, part in enumerate(message.content):
+            if isinstance(part, InputImage | InputFile | InputAudio):
+                raise InvalidRequest(
+                    f"A message of role '{message.role}' holds text only.", param=f"{at}[{index}].type"
+                )
+
+
+def _check_parts(content: str | list[Content], at: str) -> None:
+    """Refuses what would have to be fetched from a file store or another server: there is none, nothing leaves."""
     if isinstance(content, str):
         return
     for index, part in enumerate(content):

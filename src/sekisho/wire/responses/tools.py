@@ -138,11 +138,10 @@ def read_choice(choice: str | dict[str, Any] | None, declared: Sequence[dict[str
     tools = read_tools(declared, "tools")
     if wanted.type == "allowed_tools":
         return _allowed(wanted, tools)
-    names = _names(choice, tools, "tool_choice")
+    meant = _meant(choice, tools, "tool_choice")
     if wanted.type == "namespace":
-        return ToolChoice(mode="required", allowed=names)
-    namespace = wanted.namespace or next((tool.namespace for tool in tools if tool.name == names[0]), None)
-    return ToolChoice(mode="one", name=names[0], namespace=namespace)
+        return ToolChoice(mode="required", allowed=tuple(_full_name(tool) for tool in meant))
+    return ToolChoice(mode="one", name=meant[0].name, namespace=meant[0].namespace)
 
 
 def _allowed(wanted: _Choice, tools: tuple[Tool, ...]) -> ToolChoice:
@@ -150,12 +149,18 @@ def _allowed(wanted: _Choice, tools: tuple[Tool, ...]) -> ToolChoice:
         raise InvalidRequest("'tool_choice.tools' must name a tool.", param="tool_choice.tools")
     names: dict[str, None] = {}
     for index, entry in enumerate(wanted.tools):
-        names.update(dict.fromkeys(_names(entry, tools, f"tool_choice.tools[{index}]")))
+        meant = _meant(entry, tools, f"tool_choice.tools[{index}]")
+        names.update(dict.fromkeys(_full_name(tool) for tool in meant))
     return ToolChoice(mode=wanted.mode, allowed=tuple(names))
 
 
-def _names(entry: dict[str, Any], tools: tuple[Tool, ...], at: str) -> tuple[str, ...]:
-    """The declared tools which one entry of a choice means."""
+def _full_name(tool: Tool) -> str:
+    """As `wire.tools` reads the names of allowed tools."""
+    return f"{tool.namespace}__{tool.name}" if tool.namespace else tool.name
+
+
+def _meant(entry: dict[str, Any], tools: tuple[Tool, ...], at: str) -> tuple[Tool, ...]:
+    """The declared tools which one entry of a choice means: at least one."""
     wanted = jsonio.convert(entry, _Choice, at)
     if wanted.type in ("function", "custom", "namespace"):
         if not wanted.name:
@@ -163,22 +168,20 @@ def _names(entry: dict[str, Any], tools: tuple[Tool, ...], at: str) -> tuple[str
                 f"Missing parameter: '{at}.name'.", param=f"{at}.name", code="missing_required_parameter"
             )
         if wanted.type == "namespace":
-            names = tuple(tool.name for tool in tools if tool.namespace == wanted.name)
+            meant = tuple(tool for tool in tools if tool.namespace == wanted.name)
         else:
-            names = tuple(
-                tool.name
-                for tool in tools
-                if (tool.name, tool.kind) == (wanted.name, wanted.type) and wanted.namespace in (None, tool.namespace)
-            )[:1]
-        if not names:
+            meant = tuple(tool for tool in tools if (tool.name, tool.kind) == (wanted.name, wanted.type))
+            meant = tuple(tool for tool in meant if wanted.namespace in (None, tool.namespace))[:1]
+        if not meant:
             raise InvalidRequest(
                 f"'{at}' names the tool {_shown(wanted.name)}, which is not in 'tools'.", param=f"{at}.name"
             )
-        return names
+        return meant
     if wanted.type.startswith(WEB_SEARCH):
-        if not any(tool.kind == "web_search" for tool in tools):
+        meant = tuple(tool for tool in tools if tool.kind == "web_search")[:1]
+        if not meant:
             raise InvalidRequest(f"'{at}' names a tool which is not in 'tools'.", param=f"{at}.type")
-        return ("web_search",)
+        return meant
     if wanted.type in NEEDS_A_SERVICE | CLIENT_SIDE:
         raise UnsupportedParameter(f"A tool of type '{wanted.type}' cannot be chosen here.", param=f"{at}.type")
     raise InvalidRequest(f"Invalid value for '{at}.type': {_shown(wanted.type)}.", param=f"{at}.type")
