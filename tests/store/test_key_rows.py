@@ -57,7 +57,8 @@ async def test_live_names_are_unique_and_a_revoked_one_is_free(store: Store) -> 
     assert caught.value.param == "name"
     await store.revoke_key("taro")
     await store.create_key(KeySpec(name="taro"))
-    assert [key.revoked_at is None for key in await store.list_keys(include_revoked=True)] == [False, True]
+    assert len(await store.list_keys()) == 1
+    assert len(await store.list_keys(include_revoked=True)) == 2
 
 
 async def test_of_many_that_want_a_name_at_once_one_gets_it(store: Store) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sekisho.core.clock import ManualClock
 from sekisho.store import Spent, Store, UsageSpool
 
-ROUNDS = 10
+ROUNDS = 8
 SEED = 20261120
 
 # Forks a worker for every name it reads (imports cost half a second, a fork nothing) and tells its process id.
@@ -98,7 +98,7 @@ def names_in(folder: Path) -> list[str]:
 async def test_every_acknowledged_request_is_billed_once_whatever_is_killed(
     store: Store, clock: ManualClock, tmp_path: Path
 ) -> None:
-    """Two workers at a time share folder and database, twenty are killed at random moments of appending, draining and
+    """Two workers at a time share folder and database, sixteen are killed at random moments of appending, draining and
     adopting. Afterwards each acknowledged id is in the database, none twice, and the months equal a recount."""
     choose = random.Random(SEED)
     url = store._backend.engine.url.render_as_string(hide_password=False)

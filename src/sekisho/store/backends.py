@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
 BUSY_TIMEOUT_MS = 5_000
+_POOL_TIMEOUT_S = 10
 _POSTGRES_CONNECT = {"timeout": 10, "command_timeout": 30}
 
 
@@ -74,6 +75,7 @@ def _sqlite(url: URL) -> Backend:
         # isolation_level None: transactions begin where we say, not where the driver guesses
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000},
         pool_size=4,
+        pool_timeout=_POOL_TIMEOUT_S,
         max_overflow=0,
     )
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
@@ -116,7 +118,14 @@ def _postgresql(url: URL) -> Backend:
     url = url.set(drivername="postgresql+asyncpg")
     if "sslmode" in url.query:  # libpq's spelling, which hosted databases hand out
         url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-    engine = create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True, connect_args=_POSTGRES_CONNECT)
+    engine = create_async_engine(
+        url,
+        pool_size=5,
+        max_overflow=5,
+        pool_timeout=_POOL_TIMEOUT_S,
+        pool_pre_ping=True,
+        connect_args=_POSTGRES_CONNECT,
+    )
     return Backend(
         engine=engine,
         reader=engine.execution_options(isolation_level="AUTOCOMMIT"),
