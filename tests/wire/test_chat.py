@@ -288,7 +288,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(ChatRequest.__struct_fields__), JSON, st.sampled_from(["role", "content", "tool_calls", "name"]))
 def test_any_value_anywhere_is_a_turn_or_a_request_error(name: str, value: Any, inner: str) -> None:
     """No value of a field or of a message leads to another exception."""

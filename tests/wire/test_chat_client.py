@@ -370,7 +370,7 @@ FRAMES = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100)
 @given(FRAMES, st.binary(max_size=30))
 def test_no_frame_raises(value: Any, noise: bytes) -> None:
     """Whatever an engine sends, the decoder answers with events, and ends with one `Failed` or `Finished`."""
@@ -460,7 +460,7 @@ def test_retry_after_and_odd_bodies() -> None:
     assert isinstance(upstream_error(400, b"[" * 100_000), InvalidRequest)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(
     st.integers(400, 599), st.binary(max_size=60) | st.text().map(lambda words: json.dumps({"error": words}).encode())
 )

@@ -170,7 +170,7 @@ def as_functions(batches: Sequence[Batch], asked: Turn) -> tuple[Turn, list[Batc
     return turn(sampling=asked.sampling, tools=names), out
 
 
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100)
 @given(answers(), st.lists(st.integers(0, 4000), max_size=8))
 def test_what_the_encoder_writes_our_client_reads(answer: tuple[Turn, list[Batch]], cuts: list[int]) -> None:
     """Text, thinking, refusals, calls of every kind, usage and finish reasons arrive whole, wherever the bytes of the
@@ -186,7 +186,7 @@ def test_what_the_encoder_writes_our_client_reads(answer: tuple[Turn, list[Batch
     assert sum(isinstance(event, Finished) for batch in read for event in batch) == asked.sampling.n
 
 
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100)
 @given(answers())
 def test_every_object_fits_the_sdk_and_whole_says_what_the_stream_says(answer: tuple[Turn, list[Batch]]) -> None:
     """Chunks and completion validate strictly in the SDK's types (its chunk type knows no custom call yet), and hold

@@ -30,7 +30,7 @@ def decode(chunks: list[bytes]) -> list[SseEvent]:
     return [event for chunk in chunks for event in decoder.feed(chunk)]
 
 
-@settings(max_examples=80)
+@settings(deadline=None, max_examples=80)
 @given(st.data(), st.lists(EVENTS, max_size=6), st.lists(st.integers(0, 400), max_size=12), st.booleans())
 def test_any_portions_line_ends_and_comments_give_the_same_events(
     data: st.DataObject, events: list[SseEvent], cuts: list[int], mark: bool
@@ -54,6 +54,7 @@ def test_any_portions_line_ends_and_comments_give_the_same_events(
     assert decode([body]) == events
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=6))
 def test_encode_then_decode_gives_the_events_back(events: list[SseEvent]) -> None:
     """What the encoder writes, the decoder reads."""

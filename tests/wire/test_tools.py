@@ -36,7 +36,7 @@ def read(pieces: list[str]) -> str:
     return "".join([reader.feed(piece) for piece in pieces]) + reader.finish()
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(TEXT, st.booleans(), st.lists(st.integers(0, 300), max_size=10), st.dictionaries(TEXT, st.integers() | TEXT))
 def test_input_is_read_from_pieces_cut_anywhere(
     text: str, ascii_only: bool, places: list[int], others: dict[str, object]
@@ -50,6 +50,7 @@ def test_input_is_read_from_pieces_cut_anywhere(
     assert tools.unwrap(written) == text
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_input_begins_to_come_before_its_end(text: str) -> None:
     """All of the input is there as soon as its last character is, without the closing quote."""
@@ -57,6 +58,7 @@ def test_input_begins_to_come_before_its_end(text: str) -> None:
     assert reader.feed('{"input": "' + json.dumps(text)[1:-1]) == text
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="{ \t\r\n"), min_size=1), st.lists(st.integers(0, 50)))
 def test_input_without_its_wrapping_is_passed_on(text: str, places: list[int]) -> None:
     """A model that writes the input itself, with no JSON around it, is understood."""
@@ -78,7 +80,7 @@ def test_sloppy_arguments_lose_nothing() -> None:
     assert read([]) == ""
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(TOOLS)
 def test_offered_names_are_valid_distinct_and_lead_back(declared: tuple[Tool, ...]) -> None:
     """Every offered name fits OpenAI's rule, no two tools share one, and each leads back to its tool; plain names
