@@ -107,7 +107,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_config(tiny_gguf: Path) -> ModelConfig:
-    return ModelConfig("m", path=str(tiny_gguf), context=CONTEXT, slots=2, embeddings=True)
+    return ModelConfig("m", path=str(tiny_gguf), context=CONTEXT, slots=2, embeddings=True, threads=1)
 
 
 @pytest.fixture(scope="session")

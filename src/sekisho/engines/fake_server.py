@@ -300,7 +300,8 @@ class Connection(asyncio.Protocol):
             raise HttpError(script.status, f"asked to answer {script.status}", "server_error")
         if script.error == 0:
             raise HttpError(500, "asked to fail", "server_error")
-        plain = not (script.delay_s or script.pace_s or script.split) and (script.stall, script.crash) == (None, None)
+        troubled = (script.stall, script.crash, script.error) != (None, None, None)
+        plain = not (script.delay_s or script.pace_s or script.split or troubled)
         if plain and not answer.stream:
             self._send(200, answer.whole())
             return
