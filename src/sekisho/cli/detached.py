@@ -33,6 +33,11 @@ def start(out: Output, place: "Home", arguments: list[str]) -> None:
     if answer is None or "error" in answer:
         process.wait()
         raise _failed(out, answer, log)
+    if answer.get("already_running"):  # another one was quicker
+        process.wait()
+        out.json(answer)
+        out.say("up_already", url=answer["url"])
+        return
     out.json({**answer, "pid": process.pid})
     if not out.as_json:
         banner.show(out, answer, detached=True)

@@ -1,6 +1,5 @@
 """`sekisho doctor`."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,8 +19,10 @@ def register(app: typer.Typer) -> None:
 
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check this machine and this home; every finding comes with its fix. Exit code 1 when there is an error."""
+    import asyncio
+
     from sekisho import settings as reading
-    from sekisho.ops.doctor import Finding, Patient, examine
+    from sekisho.ops.doctor import Patient, examine
     from sekisho.serve import database_url
 
     out, place = Output(as_json=as_json), at_home(home)
@@ -42,7 +43,6 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     findings.append(asyncio.run(_database(database_url(place, settings), place.database.exists())))
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     out.json({"findings": findings, "errors": errors, "warnings": warnings})
-    assert all(isinstance(finding, Finding) for finding in findings)
     _show(out, findings)
     if errors or warnings:
         out.say("doctor_summary", errors=errors, warnings=warnings)

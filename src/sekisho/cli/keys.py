@@ -1,6 +1,5 @@
 """`sekisho key create|list|revoke|rotate`."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -120,7 +119,7 @@ def listing(
         )
         for record in records
     ]
-    out.table(out.columns("name", "id", "key", "scopes", "models", "limits", "expires"), rows)
+    out.table(out.columns("name", "id", "key", "scopes", "models", "limits", "expires"), rows, unbroken=3)
 
 
 def _limits(record: "KeyRecord", currency: str) -> str | None:
@@ -182,6 +181,8 @@ def shown(record: "KeyRecord") -> dict[str, Any]:
 
 def with_store(place: "Home", settings: "Settings", work: Callable[["Store"], Awaitable[T]]) -> T:
     """Opens the store that the server uses, does the work, closes it. Raises SekishoError."""
+    import asyncio
+
     from sekisho.serve import database_url
     from sekisho.store import Store
 

@@ -64,6 +64,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "runs_on": ("runs on", "実行場所"),
     "longest": ("longest context", "最長文脈"),
     "licence": ("licence", "ライセンス"),
+    "note": ("note", "備考"),
+    "slowly": ("{place}, slow", "{place}（低速）"),
     "why": ("why", "理由"),
     # keys and usage
     "key_created": ("Key {name} ({id}). It is shown this once:", "キー {name}（{id}）。今回だけ表示します:"),

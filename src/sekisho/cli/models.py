@@ -205,14 +205,13 @@ def recommend(
             choice.entry.name,
             f"{choice.entry.parameters_b:g}B {choice.entry.quantisation}",
             quantities.gibibytes(choice.need.total_bytes),
-            choice.placement,
+            choice.placement if choice.quick else out.text("slowly", place=choice.placement),
             f"{choice.context_possible:,}",
-            choice.entry.licence,
-            f"{choice.reason}; {choice.entry.note}",
+            choice.entry.note,
         )
         for choice in advice.fitting
     ]
-    heads = out.columns("name", "parameters", "memory", "runs_on", "longest", "licence", "why")
+    heads = out.columns("name", "parameters", "memory", "runs_on", "longest", "note")
     if rows:
         out.table(heads, rows, title=title)
         out.say("recommend_pull", name=advice.fitting[0].entry.name)

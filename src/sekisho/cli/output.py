@@ -13,6 +13,8 @@ from sekisho.cli.messages import text
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPE_COLUMNS = 240
+
 
 def language(environment: Mapping[str, str] | None = None) -> str:
     """`ja` or `en`: SEKISHO_LANG first, then the locale."""
@@ -60,8 +62,10 @@ class Output:
         """Headings from the message table."""
         return [self.text(key) for key in keys]
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-        """Cells are shown as they are; None is a dash."""
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, unbroken: int = 1
+    ) -> None:
+        """Cells are shown as they are; None is a dash. The first `unbroken` columns are there to be copied."""
         if self.as_json:
             return
         from rich.table import Table
@@ -69,7 +73,9 @@ class Output:
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, column in enumerate(columns):
-            table.add_column(Text(column), style="bold" if index == 0 else None, overflow="fold")
+            table.add_column(
+                Text(column), style="bold" if index == 0 else None, no_wrap=index < unbroken, overflow="fold"
+            )
         for row in rows:
             table.add_row(*(Text("—" if cell is None else str(cell)) for cell in row))
         if title is not None:
@@ -100,7 +106,10 @@ class Output:
     def console(self, *, error: bool = False) -> "Console":
         from rich.console import Console
 
-        return Console(stderr=error)
+        stream = sys.stderr if error else sys.stdout
+        # A pipe has no width: a folded line would be of no use to what reads it.
+        width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
+        return Console(file=stream, width=width)
 
 
 def plain(value: Any) -> Any:

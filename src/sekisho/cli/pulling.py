@@ -1,6 +1,5 @@
 """The download behind `sekisho model pull`: from the hub into the home's models, with a bar."""
 
-import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 def fetch(out: Output, place: "Home", repository: str, wanted: str | None, name: str) -> list[Path]:
     """The files of the model, in order. Raises HubError, and CommandFailed (exit code 4) without a network."""
+    import asyncio
+
     from sekisho.ops.hub_listing import NoNetwork
 
     place.create()

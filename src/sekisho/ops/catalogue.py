@@ -83,12 +83,14 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Recommendation(msgspec.Struct, frozen=True):
-    """`context_possible`: the longest context per slot that still fits there, at most the model's own."""
+    """`context_possible`: the longest context per slot that still fits there, at most the model's own. `quick`: on
+    graphics cards, or few enough parameters a token for a processor."""
 
     entry: Entry
     need: Need
     placement: Placement
     context_possible: int
+    quick: bool
     reason: str
 
 
@@ -171,7 +173,8 @@ def _place(hardware: Hardware, entry: Entry, wanted: Need, wish: Wish) -> Recomm
 def _recommendation(
     entry: Entry, wanted: Need, wish: Wish, placement: Placement, room: int, reason: str
 ) -> Recommendation:
-    return Recommendation(entry, wanted, placement, _longest_context(entry, wanted, wish, room), reason)
+    quick = placement == "gpu" or entry.active <= EASY_ACTIVE_B
+    return Recommendation(entry, wanted, placement, _longest_context(entry, wanted, wish, room), quick, reason)
 
 
 def _longest_context(entry: Entry, wanted: Need, wish: Wish, room_bytes: int) -> int:
@@ -190,7 +193,6 @@ def _longest_context(entry: Entry, wanted: Need, wish: Wish, room_bytes: int) ->
 def _order(choice: Recommendation, wish: Wish) -> tuple[int, int, float, float]:
     """Quick placements first, models made for the language next, then the largest; slow ones: the smallest first."""
     entry = choice.entry
-    quick = choice.placement == "gpu" or entry.active <= EASY_ACTIVE_B
     native = wish.language is not None and entry.languages[0] == wish.language
-    size = -entry.parameters_b if quick else entry.parameters_b
-    return (0 if quick else 1, 0 if native else 1, size, entry.size_gib)
+    size = -entry.parameters_b if choice.quick else entry.parameters_b
+    return (0 if choice.quick else 1, 0 if native else 1, size, entry.size_gib)

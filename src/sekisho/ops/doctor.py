@@ -185,6 +185,8 @@ def check_model_files(model: ModelConfig) -> list[Finding]:
             fault = _file_fault(Path(value).expanduser(), is_gguf)
             if fault is not None:
                 why, fix = fault
+                if field == "path" and model.path == "builtin":
+                    fix = "install Sekisho again: its built-in model is part of the package"
                 findings.append(Finding("model_file", "error", f"{model.name}: {field} {value}", why, fix))
     return findings or [Finding("model_file", "ok", f"{model.name}: {gguf}")]
 

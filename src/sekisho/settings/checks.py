@@ -41,8 +41,10 @@ def _check_gateway(document: Document, settings: Settings) -> None:
             _check_network(document, (*here, field, index), network)
     for field in ("body_limit_bytes", "queue_limit"):
         _in_range(document, (*here, field), getattr(gateway, field), low=1)
-    for field in ("body_timeout_s", "queue_timeout_s", "keepalive_s", "drain_timeout_s"):
-        _in_range(document, (*here, field), getattr(gateway, field), low=0, above=field != "drain_timeout_s")
+    for field in ("body_timeout_s", "queue_timeout_s", "keepalive_s"):
+        _in_range(document, (*here, field), getattr(gateway, field), low=0, above=True)
+    for field in ("drain_timeout_s", "restart_wait_s"):
+        _in_range(document, (*here, field), getattr(gateway, field), low=0)
     for index, origin in enumerate(gateway.cors_origins):
         parts = urlsplit(origin)
         if origin != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path):

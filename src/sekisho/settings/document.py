@@ -10,6 +10,8 @@ from yaml.constructor import SafeConstructor
 DEPTH_LIMIT = 24
 NODE_LIMIT = 20_000  # aliases can make a small file huge
 
+_SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null")}
+
 Path = tuple[str | int, ...]
 
 
@@ -147,7 +149,7 @@ def _mapping(document: Document, node: yaml.MappingNode, path: Path, counter: It
 def _scalar(document: Document, node: yaml.ScalarNode, path: Path) -> Any:
     if node.tag == "tag:yaml.org,2002:timestamp":
         return node.value  # no setting is a date: keep what was written
-    if not node.tag.startswith("tag:yaml.org,2002:"):
+    if node.tag not in _SCALAR_TAGS:
         document.problem(path, f"the tag {node.tag} is not supported")
         return None
     try:

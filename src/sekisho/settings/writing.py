@@ -1,5 +1,6 @@
 """Edits of `sekisho.yaml` as text: what the reader wrote, comments and order, stays as it is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,32 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8"))
 
 
-def entry_lines(model: ModelConfig) -> list[str]:
-    """The model as YAML list entry, without what is default anyway."""
-    lines: list[str] = []
+def entry(model: ModelConfig) -> dict[str, Any]:
+    """The model's fields, without what is default anyway."""
+    fields = {}
     for field in msgspec.structs.fields(ModelConfig):
         value = getattr(model, field.name)
-        if not field.required and value == field.default and field.name != "path":
-            continue
-        if value is None or value == {}:
-            continue
-        lines.append(f"{'  ' if lines else '- '}{field.name}: {_scalar(value)}")
-    return lines
+        if value is not None and (field.required or field.name == "path" or value != _default(field)):
+            fields[field.name] = value
+    return fields
 
 
-def _scalar(value: Any) -> str:
-    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    return dumped.removesuffix("\n").removesuffix("\n...")
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+
+
+def entry_lines(model: ModelConfig) -> list[str]:
+    """The entry as lines of a YAML list."""
+    lines = [f"  {name}: {_inline(value)}" for name, value in entry(model).items()]
+    return [f"- {lines[0].lstrip()}", *lines[1:]]
+
+
+def _inline(value: Any) -> str:
+    """YAML on one line, fit for the inside of brackets too."""
+    dumped = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1_000_000).rstrip("\n")
+    if "\n" in dumped:  # a line break in the text: JSON's escapes are YAML's too
+        return json.dumps(value)
+    return dumped[1:-1]
 
 
 def _models_node(text: str) -> yaml.Node | None:
@@ -82,7 +93,7 @@ def _insert(text: str, model: ModelConfig, newline: str) -> str:
         raise _by_hand(model, "sekisho.yaml")
     if node.flow_style:
         end = node.end_mark.index - 1
-        body = "{" + ", ".join(line[2:] for line in entry_lines(model)) + "}"
+        body = _inline(entry(model))
         return f"{text[:end].rstrip()}{', ' if node.value else ''}{body}{text[end:]}"
     indent = " " * node.start_mark.column
     position = _line_end(text, _last(node))
