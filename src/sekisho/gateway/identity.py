@@ -21,8 +21,8 @@ log = logging.getLogger("sekisho.gateway.identity")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 POLL_S = 1.0
-# The least time between two looks into the store for keys that the ring does not know.
-_UNKNOWN_KEY_POLL_S = 0.25
+# The least time between two looks into the store, so that a flood of wrong keys asks it fifty times a second at most.
+_LEAST_POLL_S = 0.02
 
 
 class Holder:
@@ -90,6 +90,7 @@ class KeyRing:
         self._looked_at_s = float("-inf")
         self._reachable = False
         self._refreshing: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
 
     def known(self, headers: Mapping[bytes, bytes]) -> Holder | None:
         """The holder by memory alone, or None: the quick half of `identify`."""
@@ -108,11 +109,10 @@ class KeyRing:
             raise Unauthenticated(
                 "No API key: send it as 'Authorization: Bearer sk-...' or 'x-api-key: sk-...'.", code="missing_api_key"
             )
-        if self._clock.monotonic() - self._looked_at_s > _UNKNOWN_KEY_POLL_S:
-            await self._refresh_once()
-            holder = self.known(headers)
-            if holder is not None:
-                return holder
+        await self._refresh_from_now()
+        holder = self.known(headers)
+        if holder is not None:
+            return holder
         if not self._reachable:
             raise StoreUnavailable("The key cannot be checked: the store does not answer.", retry_after_s=5.0)
         raise Unauthenticated("This API key is unknown, revoked or expired.")
@@ -123,21 +123,28 @@ class KeyRing:
     async def watch(self) -> None:
         """Polls for changed keys until it is cancelled."""
         while True:
-            await self._refresh_once()
+            await self._refresh_from_now()
             await asyncio.sleep(POLL_S)
 
     def _expired(self, holder: Holder) -> bool:
         expires = holder.record.expires_at
         return expires is not None and expires <= self._clock.now()
 
-    async def _refresh_once(self) -> None:
-        """One refresh at a time; who comes meanwhile waits for the running one."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
-        await asyncio.shield(self._refreshing)
+    async def _refresh_from_now(self) -> None:
+        """A refresh that begins after this call, shared by all who wait for one."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._refresh_next(self._refreshing))
+        await asyncio.shield(self._next)
+
+    async def _refresh_next(self, running: asyncio.Task[None] | None) -> None:
+        if running is not None:
+            await running
+        await asyncio.sleep(max(0.0, self._looked_at_s + _LEAST_POLL_S - self._clock.monotonic()))
+        self._looked_at_s = self._clock.monotonic()
+        self._refreshing, self._next = self._next, None  # who comes from now on waits for another one
+        await self._refresh()
 
     async def _refresh(self) -> None:
-        self._looked_at_s = self._clock.monotonic()
         store = self._store()
         try:
             if store is None:

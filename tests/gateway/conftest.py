@@ -1,0 +1,41 @@
+"""Fixtures: a real gateway on a real port."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the harness beside them
+
+from gateway_harness import FAKE, Launch, LiveGateway
+
+from sekisho.engines.config import ModelConfig
+from sekisho.gateway.config import GatewayConfig
+from sekisho.ops.home import Home
+from sekisho.serve import Plan
+from sekisho.settings import Settings
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """`launch(*models, **gateway options)` starts a gateway."""
+    started: list[LiveGateway] = []
+
+    def start(*models: ModelConfig, workers: dict[str, Any] | None = None, **options: Any) -> LiveGateway:
+        home = Home(tmp_path / f"home{len(started)}").create()
+        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,))
+        live = LiveGateway(home, Plan(settings, workers or {})).start()
+        started.append(live)
+        return live
+
+    yield start
+    for live in started:
+        live.stop()
+
+
+@pytest.fixture
+def live(launch: Launch) -> LiveGateway:
+    """A gateway with the model `fake`."""
+    return launch()

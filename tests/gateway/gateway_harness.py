@@ -1,0 +1,122 @@
+"""A real gateway on a real port, in a thread of its own, with the engines a test asks for."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import uvicorn
+
+from sekisho import serve
+from sekisho.engines.config import ModelConfig
+from sekisho.gateway.app import Gateway
+from sekisho.gateway.server import server
+from sekisho.ops.home import Home
+from sekisho.serve import Plan
+from sekisho.store import KeyRecord, KeySpec, Store
+
+FAKE = ModelConfig(name="fake", engine="fake", slots=64)
+ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
+
+
+class LiveGateway:
+    """Started by the fixture `live`; stopped at the end of the test."""
+
+    def __init__(self, home: Home, plan: Plan, key: str | None = None) -> None:
+        self.home = home
+        self.plan = plan
+        self.database = serve.database_url(home, plan.settings, {})
+        self.key = key or self.create_key(KeySpec(name="test", scopes=ALL))[1]
+        self.gateway: Gateway
+        self._server: uvicorn.Server
+        self._loop: asyncio.AbstractEventLoop
+        self._clients: list[httpx.Client] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> "LiveGateway":
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not (getattr(self, "_server", None) and self._server.started):
+            assert time.monotonic() < deadline, "the gateway did not start"
+            assert self._thread.is_alive(), "the gateway died at its start"
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+        while httpx.get(f"{self.url}/readyz").status_code != 200:
+            assert time.monotonic() < deadline, httpx.get(f"{self.url}/readyz", headers=self.headers()).text
+            time.sleep(0.02)
+        return self
+
+    def _run(self) -> None:
+        async def main() -> None:
+            self.gateway = serve.build_gateway(self.home, self.plan)
+            self._loop = asyncio.get_running_loop()
+            self._server = server(self.gateway)
+            await self._server._serve()  # without its signal handlers, which belong to a main thread
+
+        asyncio.run(main())
+
+    def stop(self) -> None:
+        while self._clients:
+            self._clients.pop().close()
+        if not self._thread.is_alive():
+            return
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the gateway did not stop"
+
+    def create_key(self, spec: KeySpec) -> tuple[KeyRecord, str]:
+        return self.in_store(lambda store: store.create_key(spec))
+
+    def in_store(self, work: Callable[[Store], Any]) -> Any:
+        """Runs a coroutine function on the store, as another process would."""
+
+        async def run() -> Any:
+            store = await Store.open(self.database)
+            try:
+                return await work(store)
+            finally:
+                await store.close()
+
+        return asyncio.run(run())
+
+    def in_loop(self, work: Callable[[], Any]) -> Any:
+        """Calls a function in the gateway's own loop."""
+
+        async def run() -> Any:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    def usage(self, count: int) -> list[Any]:
+        """The usage rows, once there are at least `count`."""
+        deadline = time.monotonic() + 20
+
+        async def rows(store: Store) -> list[Any]:
+            return [row async for row in store.usage_rows(0, time.time() + 60)]
+
+        while True:
+            found: list[Any] = self.in_store(rows)
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} usage rows, not {count}"
+            time.sleep(0.05)
+
+    def headers(self, key: str | None = None) -> dict[str, str]:
+        return {"authorization": f"Bearer {key or self.key}"}
+
+    def client(self, key: str | None = None, **options: Any) -> httpx.Client:
+        options.setdefault("timeout", 30.0)
+        options.setdefault("headers", self.headers(key))
+        client = httpx.Client(base_url=self.url, **options)
+        self._clients.append(client)
+        return client
+
+
+Launch = Callable[..., LiveGateway]
+
+
+def chat(text: str, **more: Any) -> dict[str, Any]:
+    """The body of a chat request."""
+    return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
