@@ -238,10 +238,14 @@ class ResponsesEncoder:
         return f"{prefix}_{self._stem}o{self._made - 1:04x}"
 
     def _fail(self, failed: Failed) -> None:
+        """What was in progress is listed as incomplete, but no event says that it is done: clients keep what is done
+        (Codex tells it to the model when it tries again, and runs calls), and half an answer is nothing to keep."""
         if self.failure is not None or self._ended:
             return
-        if self._reason is None:
-            self._close_all(cut=True)
+        if self._current is not None:
+            self._current.status = "incomplete"
+            self._current = None
+        self._waiting.clear()
         self.failure = failed
         self._terminate("response.failed")
 
