@@ -160,6 +160,24 @@ async def test_a_raw_prompt_is_completed_and_counted(subject: Subject) -> None:
     assert await subject.engine.count_tokens(turn) == usage.input_tokens
 
 
+async def test_every_prompt_and_choice_is_said_and_billed(subject: Subject) -> None:
+    """Two prompts with two choices are four ends; each prompt is billed once, each choice's tokens all."""
+    one = Turn("turn_1", "completions", "m", prompts=("once upon a time",), sampling=Sampling(max_tokens=2, seed=1))
+    other = msgspec.structs.replace(one, prompts=("in a land",))
+    both = msgspec.structs.replace(
+        one, prompts=(*one.prompts, *other.prompts), sampling=Sampling(max_tokens=2, seed=1, n=2), stream=True
+    )
+    inputs = [
+        next(e for e in flat(await collect(subject.engine, turn)) if isinstance(e, Usage)) for turn in (one, other)
+    ]
+    events = flat(await collect(subject.engine, both))
+    assert [event.choice for event in events if isinstance(event, Finished)] == [0, 1, 2, 3]
+    assert {event.choice for event in events if isinstance(event, TextDelta)} == {0, 1, 2, 3}
+    (usage,) = (event for event in events if isinstance(event, Usage))
+    assert usage.input_tokens == sum(single.input_tokens for single in inputs)
+    assert usage.output_tokens == 2 * sum(single.output_tokens for single in inputs)
+
+
 async def test_embeddings_keep_the_order_of_the_inputs(subject: Subject) -> None:
     """One vector per input, in order; the same text gives the same vector."""
     result = await subject.engine.embed(EmbedRequest("emb_1", "m", ("one", "two words", "one")))

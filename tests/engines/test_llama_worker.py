@@ -14,9 +14,9 @@ import msgspec
 import psutil
 import pytest
 
-from sekisho.core.errors import SekishoError
+from sekisho.core.errors import InvalidRequest, SekishoError
 from sekisho.core.events import Failed, Finished, TextDelta, Usage
-from sekisho.core.turn import Message, OutputFormat, Sampling, Text, Turn
+from sekisho.core.turn import Image, Message, OutputFormat, Sampling, Text, Turn
 from sekisho.engines import gguf_header, lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.llama_cpp import LlamaCppEngine, log_tail
@@ -135,6 +135,14 @@ async def test_a_json_schema_reaches_the_sampler(llama: LlamaCppEngine) -> None:
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     assert events[-1] == Finished("stop")
     assert set(msgspec.json.decode(text)) == {"ok"}
+
+
+async def test_an_image_to_a_text_model_is_the_callers_error(llama: LlamaCppEngine) -> None:
+    """llama.cpp says 500 where the model cannot see; the caller is told 400 and why."""
+    picture = Image("data:image/png;base64,AAAA")
+    turn = Turn("turn_1", "chat", "m", messages=(Message("user", (Text("what is this"), picture)),))
+    with pytest.raises(InvalidRequest, match="image input is not supported"):
+        [batch async for batch in llama.generate(turn)]
 
 
 async def test_counts_follow_the_template(llama: LlamaCppEngine) -> None:

@@ -1,17 +1,23 @@
 """llama.cpp in a worker process of ours (`llama_worker`), or any llama-server that serves its whole interface."""
 
+import contextlib
+import itertools
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from sekisho.core.errors import EngineUnavailable
-from sekisho.core.turn import Turn
+from sekisho.core.errors import EngineUnavailable, SekishoError
+from sekisho.core.events import Batch, EventStream, Failed, Finished, Started, Usage
+from sekisho.core.turn import Prompt, Turn
 from sekisho.engines.base import EngineModel, Health
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.openai_http import OpenAiHttpEngine
+from sekisho.wire.chat_client import failed
 
+_NO_SENSE = re.compile(rb"(image|audio|video) input is not supported")
 _TAIL_LINES = 20
 _TAIL_BYTES = 16_384
 
@@ -26,6 +32,48 @@ class LlamaCppEngine(OpenAiHttpEngine):
         super().__init__(config, base_url, api_key=api_key)
         self._always_stream = True
         self._log_path = log_path
+
+    def generate(self, turn: Turn) -> EventStream:
+        return super().generate(turn) if len(turn.prompts) < 2 and turn.sampling.n == 1 else self._one_by_one(turn)
+
+    async def _one_by_one(self, turn: Turn) -> EventStream:
+        """Several prompts or choices, one after the other: llama.cpp takes them at once, but then counts the tokens of
+        one of them only, and takes slots that the gateway's queue does not know of. A prompt that is asked for
+        several choices is billed once."""
+        ends: Batch = []
+        total = Usage(0, 0)
+        begun = False
+        prompts: tuple[tuple[Prompt, ...], ...] = tuple((prompt,) for prompt in turn.prompts) or ((),)
+        for choice, (prompt, number) in enumerate(itertools.product(prompts, range(turn.sampling.n))):
+            try:
+                async with contextlib.aclosing(super().generate(_single(turn, prompt, number))) as events:
+                    async for batch in events:
+                        said: Batch = []
+                        for event in batch:
+                            if isinstance(event, Usage):
+                                total = _sum(total, event, again=number > 0)
+                            elif isinstance(event, Finished):
+                                ends.append(msgspec.structs.replace(event, choice=choice))
+                            elif isinstance(event, Failed):
+                                yield [*said, event]
+                                return
+                            elif isinstance(event, Started):
+                                said += [] if choice else [event]
+                            else:
+                                said.append(msgspec.structs.replace(event, choice=choice))
+                        if said:
+                            begun = True
+                            yield said
+            except SekishoError as error:
+                if not begun:
+                    raise
+                yield [failed(error)]
+                return
+        yield [total, *ends]
+
+    def _explain(self, status: int, body: bytes, retry_after: str | None) -> SekishoError:
+        """llama.cpp says 500 where the model cannot see or hear: that is the request's fault."""
+        return super()._explain(400 if status == 500 and _NO_SENSE.search(body) else status, body, retry_after)
 
     async def health(self) -> Health:
         """`ready` once it lists its model; `starting` while it loads; `down` comes with the worker's last lines."""
@@ -78,6 +126,23 @@ class LlamaCppEngine(OpenAiHttpEngine):
                 return None
             total += len(answer["tokens"])
         return total
+
+
+def _single(turn: Turn, prompt: tuple[Prompt, ...], number: int) -> Turn:
+    """One choice of a turn. With a seed, each choice gets its own, or all would say the same."""
+    seed = turn.sampling.seed
+    sampling = msgspec.structs.replace(turn.sampling, n=1, seed=None if seed is None else seed + number)
+    return msgspec.structs.replace(turn, prompts=prompt, sampling=sampling)
+
+
+def _sum(total: Usage, usage: Usage, *, again: bool) -> Usage:
+    """`again`: the same prompt as before, which is not billed twice."""
+    return Usage(
+        total.input_tokens + (0 if again else usage.input_tokens),
+        total.output_tokens + usage.output_tokens,
+        total.cached_tokens + (0 if again else usage.cached_tokens),
+        total.reasoning_tokens + usage.reasoning_tokens,
+    )
 
 
 def log_tail(path: Path | None) -> tuple[str, ...]:

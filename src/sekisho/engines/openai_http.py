@@ -5,12 +5,13 @@ This is the gateway's hot path. One session of aiohttp serves all turns: connect
 """
 
 import asyncio
+import contextlib
 import contextvars
 import io
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,8 +115,9 @@ class OpenAiHttpEngine:
             if response.content_type == "application/json":  # it does not stream, whatever it was asked
                 yield self._decode_whole(turn, await self._read(response, self._config.first_byte_timeout_s))
                 return
-            async for batch in self._events(turn, response):
-                yield batch
+            async with contextlib.aclosing(self._events(turn, response)) as events:
+                async for batch in events:
+                    yield batch
         finally:
             _let_go(response)
 
@@ -133,7 +135,7 @@ class OpenAiHttpEngine:
         decode = chat_client.decode_completion_whole if turn.prompts else chat_client.decode_whole
         return decode(body, turn)
 
-    async def _events(self, turn: Turn, response: aiohttp.ClientResponse) -> EventStream:
+    async def _events(self, turn: Turn, response: aiohttp.ClientResponse) -> AsyncGenerator[Batch, None]:
         """Events of a streaming answer, a batch a read, to its end."""
         decoder = chat_client.CompletionStreamDecoder(turn) if turn.prompts else chat_client.ChatStreamDecoder(turn)
         config, content = self._config, response.content
@@ -211,10 +213,13 @@ class OpenAiHttpEngine:
     async def _refusal(self, response: aiohttp.ClientResponse) -> SekishoError:
         """The error that an answer other than 200 stands for."""
         body = await self._read(response, _QUESTION_TIMEOUT_S)
-        error = chat_client.upstream_error(response.status, body, response.headers.get("Retry-After"))
+        error = self._explain(response.status, body, response.headers.get("Retry-After"))
         if error.status >= 500:
             self._note(error)
         return error
+
+    def _explain(self, status: int, body: bytes, retry_after: str | None) -> SekishoError:
+        return chat_client.upstream_error(status, body, retry_after)
 
     async def _ask(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
         """A question with a small JSON answer (None where it is not JSON)."""
@@ -318,7 +323,7 @@ class OpenAiHttpEngine:
     async def _count(self, path: str, base: str, body: bytes, field: str) -> int | None:
         status, answer = await self._ask("POST", base + path, body)
         if status == 400:
-            raise chat_client.upstream_error(status, msgspec.json.encode(answer))
+            raise self._explain(status, msgspec.json.encode(answer), None)
         count = answer.get(field) if status == 200 and isinstance(answer, dict) else None
         return count if isinstance(count, int) else None
 
