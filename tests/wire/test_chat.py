@@ -149,6 +149,7 @@ def test_sampling_and_vendor_fields() -> None:
     }
     assert (turn.user, turn.metadata, turn.stream, turn.include_usage) == ("u", {"k": "v"}, True, True)
     assert (turn.reasoning.effort, turn.reasoning.enabled) == ("none", False)
+    assert decode(enable_thinking=True).reasoning.enabled is True
     assert decode(stop="x").sampling.stop == ("x",)
 
 

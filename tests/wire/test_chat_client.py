@@ -322,9 +322,18 @@ def test_a_stream_without_done_is_complete_when_every_choice_ended() -> None:
 
 def test_an_error_frame_about_the_request_keeps_its_meaning() -> None:
     """A prompt that is too long is told as such even when the engine had answered 200."""
-    decoder = ChatStreamDecoder(turn())
-    decoder.feed(frames(LLAMA))
-    assert isinstance(decoder.error, ContextTooLong)
+    for frame in (LLAMA, VLLM, VLLM_NEW):
+        decoder = ChatStreamDecoder(turn())
+        decoder.feed(frames(frame))
+        assert isinstance(decoder.error, ContextTooLong)
+
+
+def test_frames_that_say_nothing_are_passed_over() -> None:
+    """Null errors and indexes, empty choices, frames of another kind, a ping with data: none disturbs the answer."""
+    odd = [{}, {"choices": []}, {"choices": [], "error": None}, {"type": "ping"}, {"choices": None, "model": "m"}]
+    end = delta("stop", content="a")
+    end["choices"][0]["index"] = None
+    assert read(frames(*odd, end))[-2:] == [TextDelta("a"), Finished("stop")]
 
 
 def test_an_endless_frame_fails() -> None:

@@ -63,6 +63,15 @@ def test_errors_name_the_place(body: bytes, param: str | None, code: str) -> Non
     assert "`" not in caught.value.message
 
 
+def test_a_strange_key_is_told_short_and_on_one_line() -> None:
+    """A caller's own key cannot fill an error message or break a log line."""
+    with pytest.raises(InvalidRequest) as caught:
+        jsonio.load(json.dumps({"a\nb" * 10_000: 1}).encode(), Outer)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 200
+    assert caught.value.error_code == "unknown_parameter"
+
+
 def test_a_byte_order_mark_is_passed_over() -> None:
     """Some Windows clients write one."""
     assert jsonio.load_object(b'\xef\xbb\xbf{"a":1}') == {"a": 1}

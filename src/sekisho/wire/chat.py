@@ -60,7 +60,7 @@ def decode(body: bytes, request_id: str) -> Turn:
             request, max_tokens=max_tokens, logprobs=bool(request.logprobs), top_logprobs=request.top_logprobs
         ),
         format=chat_vendor.output_format(request),
-        reasoning=ReasoningRequest(effort, enabled=False if effort == "none" else None),
+        reasoning=ReasoningRequest(effort, enabled=False if effort == "none" else request.enable_thinking),
         stream=bool(request.stream),
         include_usage=options is not None and bool(options.include_usage),
         metadata=request.metadata or {},

@@ -165,6 +165,7 @@ class ChatRequest(SharedFields, forbid_unknown_fields=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
+    enable_thinking: bool | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None

@@ -57,7 +57,7 @@ class Said(msgspec.Struct):
 
 
 class ChoicePart(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
     delta: Said | None = None
     message: Said | None = None
     finish_reason: str | None = None
@@ -157,6 +157,14 @@ class StreamReader:
     def _take(self, data: bytes, out: Batch) -> None:
         raise NotImplementedError
 
+    def _take_odd(self, data: bytes, error: Any, out: Batch) -> None:
+        """A frame that holds an error, or neither choices nor usage: older vLLM sends its errors bare."""
+        if not error:
+            error = msgspec.json.decode(data)
+            if not isinstance(error, dict) or error.get("object") != "error":
+                return
+        self._fail(out, chat_errors.from_frame(error))
+
     def _start(self, model: str | None, out: Batch) -> None:
         self._started = True
         out.append(Started(model))
@@ -206,8 +214,8 @@ class ChatStreamDecoder(StreamReader):
 
     def _take(self, data: bytes, out: Batch) -> None:
         chunk = _decode_chunk(data)
-        if chunk.error is not None:
-            self._fail(out, chat_errors.from_frame(chunk.error))
+        if chunk.error or (chunk.choices is None and chunk.usage is None):
+            self._take_odd(data, chunk.error, out)
             return
         if not self._started:
             self._start(chunk.model, out)
@@ -216,7 +224,7 @@ class ChatStreamDecoder(StreamReader):
         if chunk.timings is not None:
             self._timings = chunk.timings
         for choice in chunk.choices or ():
-            index = choice.index
+            index = choice.index or 0
             if not 0 <= index < len(self._finished):
                 self._fail(out, EngineFailed(UNREADABLE), f"choice {index} of {len(self._finished)}")
                 return

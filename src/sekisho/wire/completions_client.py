@@ -7,7 +7,7 @@ import msgspec
 from sekisho.core.errors import EngineFailed
 from sekisho.core.events import Batch, TextDelta, TokenLogprob, TopLogprob
 from sekisho.core.turn import Turn
-from sekisho.wire import chat_errors, jsonio
+from sekisho.wire import jsonio
 from sekisho.wire.chat_sampling import sampling_fields
 from sekisho.wire.chat_stream import UNREADABLE, StreamReader, Timings, UsagePart
 from sekisho.wire.sse import DEFAULT_LIMIT_BYTES, SseEvent
@@ -23,7 +23,7 @@ class Logprobs(msgspec.Struct):
 
 
 class ChoicePart(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
     text: str | None = None
     finish_reason: str | None = None
     stop_reason: Any = None
@@ -65,8 +65,8 @@ class CompletionStreamDecoder(StreamReader):
 
     def _take(self, data: bytes, out: Batch) -> None:
         chunk = _decode_chunk(data)
-        if chunk.error is not None:
-            self._fail(out, chat_errors.from_frame(chunk.error))
+        if chunk.error or (chunk.choices is None and chunk.usage is None):
+            self._take_odd(data, chunk.error, out)
             return
         if not self._started:
             self._start(chunk.model, out)
@@ -75,14 +75,15 @@ class CompletionStreamDecoder(StreamReader):
         if chunk.timings is not None:
             self._timings = chunk.timings
         for choice in chunk.choices or ():
-            if not 0 <= choice.index < len(self._finished):
-                self._fail(out, EngineFailed(UNREADABLE), f"choice {choice.index} of {len(self._finished)}")
+            index = choice.index or 0
+            if not 0 <= index < len(self._finished):
+                self._fail(out, EngineFailed(UNREADABLE), f"choice {index} of {len(self._finished)}")
                 return
             logprobs = tuple(_token_logprobs(choice.logprobs)) if choice.logprobs is not None else ()
             if choice.text or logprobs:
-                out.append(TextDelta(choice.text or "", choice.index, logprobs))
+                out.append(TextDelta(choice.text or "", index, logprobs))
             if choice.finish_reason:
-                self._finish_choice(choice.index, choice.finish_reason, choice.stop_reason, False, out)
+                self._finish_choice(index, choice.finish_reason, choice.stop_reason, False, out)
 
     def read_whole(self, body: bytes) -> Batch:
         return self._read([SseEvent(body), SseEvent(b"[DONE]")], [])

@@ -16,6 +16,7 @@ _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(?P<field>[^`]*)`")
 _EXPECTED = re.compile(r"Expected `(?P<expected>[^`]+)`(?:, got `(?P<got>[^`]+)`)?$")
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_MAX_NAME = 64
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -58,10 +59,11 @@ def dump(value: Any) -> bytes:
     """JSON bytes. Unlike plain msgspec this also writes whole numbers beyond 64 bits, which a client's schema may
     hold. Raises `InvalidRequest` where the value is nested too deeply to be written."""
     try:
-        return msgspec.json.encode(value)
-    except OverflowError:
-        plain = msgspec.to_builtins(value, builtin_types=(int,))
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+        try:
+            return msgspec.json.encode(value)
+        except OverflowError:
+            plain = msgspec.to_builtins(value, builtin_types=(int,))
+            return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
 
@@ -79,7 +81,8 @@ def _invalid(text: str, prefix: str = "") -> InvalidRequest:
         text = text[: found.start()]
     path = path.lstrip(".")
     if field := _FIELD.match(text):
-        path = f"{path}.{field['field']}" if path else field["field"]
+        name = _name(field["field"])
+        path = f"{path}.{name}" if path else name
         if "unknown" in text:
             return InvalidRequest(f"Unknown parameter: '{path}'.", param=path, code="unknown_parameter")
         return InvalidRequest(f"Missing parameter: '{path}'.", param=path, code="missing_required_parameter")
@@ -89,6 +92,12 @@ def _invalid(text: str, prefix: str = "") -> InvalidRequest:
         words += f", got {_words(expected['got'])}." if expected["got"] else "."
         return InvalidRequest(words, param=path or None, code="invalid_type")
     return InvalidRequest(f"Invalid value for {place}: {_plain(text)}.", param=path or None)
+
+
+def _name(key: str) -> str:
+    """A key of the caller's own making, fit for a message and a log line."""
+    printable = "".join(character if character.isprintable() else "?" for character in key[:_MAX_NAME])
+    return printable if len(key) <= _MAX_NAME else printable + "…"
 
 
 def _words(types: str) -> str:
