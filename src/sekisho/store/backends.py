@@ -11,6 +11,7 @@ from sqlalchemy import URL, Connection, Table, event, make_url
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from sekisho.core.errors import StoreUnavailable
 
@@ -74,6 +75,7 @@ def _sqlite(url: URL) -> Backend:
         URL.create("sqlite+aiosqlite", database=str(file)),
         # isolation_level None: transactions begin where we say, not where the driver guesses
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000},
+        poolclass=AsyncAdaptedQueuePool,  # SQLAlchemy 2.0 would open the file anew for every statement
         pool_size=4,
         pool_timeout=_POOL_TIMEOUT_S,
         max_overflow=0,
