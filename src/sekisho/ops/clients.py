@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 
 import msgspec
+import yaml
 
 KEY_VARIABLE = "SEKISHO_KEY"
 
@@ -81,13 +82,13 @@ def _powershell(setup: Setup) -> Guide:
 def _codex(setup: Setup) -> Guide:
     text = "\n".join(
         (
-            f"model = {json.dumps(setup.model)}",
+            f"model = {_toml_text(setup.model)}",
             'model_provider = "sekisho"',
             "",
             "[model_providers.sekisho]",
             'name = "Sekisho"',
-            f"base_url = {json.dumps(setup.base_url)}",
-            f"env_key = {json.dumps(setup.key_variable)}",
+            f"base_url = {_toml_text(setup.base_url)}",
+            f"env_key = {_toml_text(setup.key_variable)}",
             'wire_api = "responses"',
         )
     )
@@ -135,10 +136,10 @@ def _vscode(setup: Setup) -> Guide:
     lines = ["name: Sekisho", "version: 1.0.0", "schema: v1", "models:"]
     for name in setup.all_models:
         lines += [
-            f"  - name: {json.dumps(name, ensure_ascii=False)}",
+            f"  - name: {_yaml_text(name)}",
             "    provider: openai",
-            f"    model: {json.dumps(name, ensure_ascii=False)}",
-            f"    apiBase: {json.dumps(setup.base_url)}",
+            f"    model: {_yaml_text(name)}",
+            f"    apiBase: {_yaml_text(setup.base_url)}",
             f"    apiKey: ${{{{ secrets.{setup.key_variable} }}}}",
             "    roles: [chat, edit, apply]",
         ]
@@ -169,6 +170,14 @@ _CONTAINER_NOTE = (
 
 def _export(setup: Setup) -> Block:
     return Block("shell", "sh", f"export {setup.key_variable}=…    # the key from `sekisho key create`")
+
+
+def _toml_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # TOML knows JSON's escapes, but not its surrogate pairs
+
+
+def _yaml_text(text: str) -> str:
+    return yaml.safe_dump(text, allow_unicode=True, default_style='"', width=1_000_000).rstrip("\n")
 
 
 def _powershell_text(text: str) -> str:

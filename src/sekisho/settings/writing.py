@@ -1,6 +1,5 @@
 """Edits of `sekisho.yaml` as text: what the reader wrote, comments and order, stays as it is."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,8 @@ def entry_lines(model: ModelConfig) -> list[str]:
 def _inline(value: Any) -> str:
     """YAML on one line, fit for the inside of brackets too."""
     dumped = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1_000_000).rstrip("\n")
-    if "\n" in dumped:  # a line break in the text: JSON's escapes are YAML's too
-        return json.dumps(value)
+    if not dumped.isprintable():  # line breaks, of which YAML knows five
+        dumped = yaml.safe_dump([value], default_flow_style=True, default_style='"', width=1_000_000).rstrip("\n")
     return dumped[1:-1]
 
 
