@@ -35,7 +35,7 @@ async def test_a_closed_store_says_so(store: Store) -> None:
 
 
 async def test_cancelled_work_leaves_a_usable_store(store: Store, usage: Make) -> None:
-    """Tasks cancelled at any point hold no lock and no connection, and a cancelled batch is there whole or not."""
+    """Tasks cancelled at any point hold no lock and no connection; what they had begun is carried to its end."""
     for delay in range(12):
         batch = [usage(f"c{delay}-{n}") for n in range(20)]
         task = asyncio.create_task(store.append_usage(batch))
@@ -43,9 +43,38 @@ async def test_cancelled_work_leaves_a_usable_store(store: Store, usage: Make) -
         task.cancel()
         await asyncio.wait([task])
     await asyncio.wait_for(store.append_usage([usage("after")]), 30)
+    while store._running:
+        await asyncio.wait(store._running)
     ids = [row.request_id async for row in store.usage_rows(0, 1e12)]
-    assert len(ids) % 20 == 1
+    assert len(ids) == 12 * 20 + 1
     assert (await store.spent("2026-09"))["key_1"].requests == len(ids)
+
+
+async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, usage: Make) -> None:
+    """Work that is under way when the store closes is in the database afterwards."""
+    store = await Store.open(tmp_path / "s.db")
+    task = asyncio.create_task(store.append_usage([usage("r1")]))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await store.close()
+    store = await Store.open(tmp_path / "s.db")
+    assert (await store.spent("2026-09"))["key_1"].requests == 1
+    await store.close()
+
+
+async def test_what_fails_after_its_caller_is_gone_is_in_the_log(
+    tmp_path: Path, usage: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No error is lost because nobody waits for it any more."""
+    store = await Store.open(tmp_path / "s.db")
+    task = asyncio.create_task(store.append_usage([usage("r1"), None]))  # type: ignore[list-item]
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await store.close()
+    assert "cancelled caller" in caplog.text
+    assert "AttributeError" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """`Store`, the one door to the database. Any trouble with the database leaves it as StoreUnavailable."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import delete, select, text
 from sqlalchemy.exc import DBAPIError
@@ -21,18 +24,51 @@ from sekisho.store.usage import Group, Spent, UsageRecord, UsageSummary
 
 log = logging.getLogger("sekisho.store")
 
+_CLOSE_TIMEOUT_S = 10.0  # a database that hangs must not hang the shutdown
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _to_its_end(
+    method: "Callable[Concatenate[Store, Arguments], Coroutine[Any, Any, Result]]",
+) -> "Callable[Concatenate[Store, Arguments], Coroutine[Any, Any, Result]]":
+    """Lets the work end when its caller is cancelled: a driver stopped in mid-statement can leave a connection behind
+    that still holds SQLite's write lock. The caller is cancelled at once all the same."""
+
+    @wraps(method)
+    async def to_its_end(store: "Store", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        task = asyncio.ensure_future(method(store, *args, **kwargs))
+        store._running.add(task)
+        task.add_done_callback(store._running.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_the_log)
+            raise
+
+    return to_its_end
+
+
+def _tell_the_log(task: asyncio.Task[Any]) -> None:
+    """For work whose caller is gone."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("left behind by a cancelled caller, failed", exc_info=error)
+
 
 class Store:
     """Keys, usage, responses state and small settings. Made by `open`; usable by many tasks of one event loop.
 
-    Every method that takes no `now` reads the clock handed to `open`. Besides StoreUnavailable the methods raise
-    only the request errors that they name.
+    A cancelled caller is let go at once, but what it had asked for is carried to its end. Every method that takes no
+    `now` reads the clock handed to `open`. Besides StoreUnavailable the methods raise only the request errors that
+    they name.
     """
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self._backend = backend
         self._clock = clock
         self._closed = False
+        self._running: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(cls, url_or_path: str | Path, migrate: bool = True, clock: Clock | None = None) -> "Store":
@@ -51,10 +87,14 @@ class Store:
         return store
 
     async def close(self) -> None:
-        """Closes all connections. May be called twice; afterwards every method raises StoreUnavailable."""
+        """Waits for what is under way, then closes all connections. May be called twice; afterwards every method
+        raises StoreUnavailable."""
         self._closed = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT_S)
         await self._backend.engine.dispose()
 
+    @_to_its_end
     async def check(self) -> None:
         """Asks the database for nothing, for /readyz."""
         async with self._read() as connection:
@@ -62,36 +102,43 @@ class Store:
 
     # Keys
 
+    @_to_its_end
     async def create_key(self, spec: KeySpec) -> tuple[KeyRecord, str]:
         """The new key and its secret, which is told only here. Raises InvalidRequest naming the parameter."""
         async with self._write() as connection:
             return await key_rows.create(connection, spec, self._clock.now())
 
+    @_to_its_end
     async def rotate_key(self, id_or_name: str, grace_s: float = 0) -> tuple[KeyRecord, str]:
         """A new secret; the old one stops now, or after `grace_s`. Raises NotFound, InvalidRequest."""
         async with self._write() as connection:
             return await key_rows.rotate(connection, id_or_name, grace_s, self._clock.now())
 
+    @_to_its_end
     async def revoke_key(self, id_or_name: str) -> KeyRecord:
         """Stops a key for good; its name is free again. Raises NotFound."""
         async with self._write() as connection:
             return await key_rows.revoke(connection, id_or_name, self._clock.now())
 
+    @_to_its_end
     async def list_keys(self, include_revoked: bool = False) -> list[KeyRecord]:
         """Oldest first; expired keys are in it."""
         async with self._read() as connection:
             return await key_rows.every(connection, include_revoked)
 
+    @_to_its_end
     async def find_key(self, secret_hash: str) -> KeyRecord | None:
         """The key that a secret opens now: not revoked, not expired."""
         async with self._read() as connection:
             return await key_rows.find(connection, secret_hash, self._clock.now())
 
+    @_to_its_end
     async def load_keys(self) -> dict[str, KeyRecord]:
         """Every secret's hash that opens a key now. Time goes on: compare `expires_at` at each use."""
         async with self._read() as connection:
             return await key_rows.load(connection, self._clock.now())
 
+    @_to_its_end
     async def keys_revision(self) -> int:
         """Grows with every change of keys; cheap enough to ask each second."""
         async with self._read() as connection:
@@ -99,6 +146,7 @@ class Store:
 
     # Usage
 
+    @_to_its_end
     async def append_usage(self, records: Iterable[UsageRecord], durable: bool = False) -> int:
         """Inserts each request_id once, ever; how many were new. The months grow in the same transaction.
 
@@ -108,6 +156,7 @@ class Store:
         async with self._write(durable) as connection:
             return await usage_rows.append(connection, records)
 
+    @_to_its_end
     async def spent(self, month: str) -> dict[str, Spent]:
         """By key id, in one month ("2026-11", UTC). Keys that used nothing are absent."""
         async with self._read() as connection:
@@ -120,14 +169,21 @@ class Store:
         while the caller thinks."""
         last: UsageRecord | None = None
         while True:
-            async with self._read() as connection:
-                page = await usage_rows.page(connection, since, until, key_id, last)
+            page = await self._usage_page(since, until, key_id, last)
             for record in page:
                 yield record
             if len(page) < usage_rows.PAGE_ROWS:
                 return
             last = page[-1]
 
+    @_to_its_end
+    async def _usage_page(
+        self, since: float, until: float, key_id: str | None, after: UsageRecord | None
+    ) -> list[UsageRecord]:
+        async with self._read() as connection:
+            return await usage_rows.page(connection, since, until, key_id, after)
+
+    @_to_its_end
     async def usage_summary(self, since: float, until: float, by: Sequence[Group] = ("key",)) -> list[UsageSummary]:
         """Sums for since <= started_at < until, grouped by any of key, model, day, user. Raises InvalidRequest."""
         async with self._read() as connection:
@@ -135,21 +191,25 @@ class Store:
 
     # Responses
 
+    @_to_its_end
     async def put_response(self, record: ResponseRecord) -> None:
         """Inserts or replaces. Raises NotFound when the id is another key's."""
         async with self._write() as connection:
             await response_rows.put(connection, record)
 
+    @_to_its_end
     async def get_response(self, response_id: str, key_id: str, now: float) -> ResponseRecord | None:
         """None for one that never was, is deleted, is expired, or is another key's."""
         async with self._read() as connection:
             return await response_rows.get(connection, response_id, key_id, now)
 
+    @_to_its_end
     async def delete_response(self, response_id: str, key_id: str) -> bool:
         """Whether there was one of this key's to delete."""
         async with self._write() as connection:
             return await response_rows.remove(connection, response_id, key_id)
 
+    @_to_its_end
     async def response_chain(
         self, response_id: str, key_id: str, now: float, limit: int = 1000
     ) -> list[ResponseRecord]:
@@ -160,11 +220,13 @@ class Store:
         async with self._read() as connection:
             return await response_rows.chain(connection, response_id, key_id, now, limit)
 
+    @_to_its_end
     async def expire_responses(self, now: float) -> int:
         """Deletes what has expired; how many."""
         async with self._write() as connection:
             return await response_rows.expire(connection, now)
 
+    @_to_its_end
     async def fail_stale_responses(self, now: float, older_than_s: float = 0.0) -> int:
         """Marks responses that a dead process left unfinished as failed, in the row and in the object; how many.
 
@@ -175,11 +237,13 @@ class Store:
 
     # Settings
 
+    @_to_its_end
     async def get_setting(self, name: str) -> str | None:
         async with self._read() as connection:
             value = (await connection.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one_or_none()
             return None if value is None else str(value)
 
+    @_to_its_end
     async def set_setting(self, name: str, value: str | None) -> None:
         """None deletes it."""
         async with self._write() as connection:
