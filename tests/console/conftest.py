@@ -21,9 +21,19 @@ from sekisho.console.assets import SECURITY_HEADERS, asset
 KEY = "sk-test-4f1d"
 PATIENCE_S = 15.0
 _FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-port=0"
-).split()
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "Tab": 9, "/": 191, "k": 75, " ": 32}
 _MODIFIERS = {"alt": 1, "ctrl": 2, "meta": 4, "shift": 8}
 
@@ -117,8 +127,10 @@ class Page:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._reader = asyncio.create_task(self._read())
+        self._target = ""
         self._session: str | None = None
         self.problems: list[str] = []
+        self.urls: list[str] = []
 
     async def _read(self) -> None:
         async for message in self._socket:
@@ -135,6 +147,8 @@ class Page:
             self.problems.append(json.dumps(params["args"]))
         elif method == "Log.entryAdded" and params["entry"]["source"] != "network":
             self.problems.append(json.dumps(params["entry"]))  # Content-Security-Policy reports come here
+        elif method == "Network.requestWillBeSent":
+            self.urls.append(params["request"]["url"])
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -148,9 +162,11 @@ class Page:
         return result
 
     async def open(self, language: str, width: int, height: int, dark: bool) -> None:
-        context = (await self.call("Target.createBrowserContext"))["browserContextId"]
-        target = (await self.call("Target.createTarget", url="about:blank", browserContextId=context))["targetId"]
-        self._session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        clipboard = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        await self.call("Browser.grantPermissions", permissions=clipboard)
+        self._target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
+        attached = await self.call("Target.attachToTarget", targetId=self._target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         agent = (await self.call("Runtime.evaluate", expression="navigator.userAgent"))["result"]["value"]
@@ -165,6 +181,8 @@ class Page:
         )
 
     async def close(self) -> None:
+        self._session = None
+        await self.call("Target.closeTarget", targetId=self._target)
         self._reader.cancel()
         await self._socket.close()
 
@@ -194,14 +212,15 @@ class Page:
     async def type(self, words: str) -> None:
         await self.call("Input.insertText", text=words)
 
-    async def press(self, key: str, *modifiers: str, code: int | None = None) -> None:
+    async def press(self, key: str, *modifiers: str, code: int | None = None, ime: bool = False) -> None:
+        """One key, down and up. `ime`: the input method takes it, so that it types nothing itself."""
         common = {
             "key": key,
             "windowsVirtualKeyCode": _KEYS[key] if code is None else code,
             "modifiers": sum(_MODIFIERS[each] for each in modifiers),
         }
         words = {"Enter": "\r", "/": "/", " ": " "}.get(key)
-        typed = {"text": words} if words and not {"ctrl", "meta", "alt"} & set(modifiers) else {}
+        typed = {"text": words} if words and not ime and not {"ctrl", "meta", "alt"} & set(modifiers) else {}
         await self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", **common, **typed)
         await self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -248,7 +267,7 @@ async def api() -> AsyncIterator[Api]:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The debugging address of one Chromium for all tests; each test gets a profile of its own in it."""
+    """The debugging address of one Chromium for all tests. Storage does not meet: each test's server has its own port."""
     program = next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )

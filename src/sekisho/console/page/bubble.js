@@ -164,7 +164,7 @@ function figures(message) {
     parts.push(text("tokensIn", { count: message.usage.prompt_tokens }));
     parts.push(text("tokensOut", { count: message.usage.completion_tokens }));
   }
-  if (message.tokensPerS) parts.push(text("speed", { speed: message.tokensPerS.toFixed(1) }));
+  if (message.tokensPerS) parts.push(text("speed", { speed: message.tokensPerS.toFixed(message.tokensPerS < 100 ? 1 : 0) }));
   if (message.firstMs) parts.push(text("firstToken", { seconds: (message.firstMs / 1000).toFixed(2) }));
-  return parts.join(" · ");
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // lines break between figures only
 }

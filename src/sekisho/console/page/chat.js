@@ -242,6 +242,7 @@ function openSettings() {
 }
 
 function closeSettings() {
+  if (key === "") return; // closed by forgetting everything
   for (const [name, id] of Object.entries(FIELDS)) if ($(id).validity.valid) talk.state[name] = $(id).value;
   talk.save();
   focusComposer();
