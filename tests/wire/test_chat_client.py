@@ -224,6 +224,21 @@ def test_usage_comes_before_the_finish_wherever_the_engine_puts_it() -> None:
     assert read(frames(part, end, {"choices": [], "usage": None})) == [*expected[:2], expected[3]]
 
 
+def test_usage_of_several_choices_is_summed_where_each_is_counted_alone() -> None:
+    """llama.cpp streams one count for each choice: the prompt counts once, the answers together; without a count of
+    each the turn's usage is not known, and none is told."""
+    two = turn(sampling=Sampling(n=2))
+    counts = [
+        {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": n}, "timings": {"cache_n": 4}}
+        for n in (2, 3)
+    ]
+    assert Usage(9, 5, 4) in read(frames(delta("stop"), counts[0], delta("stop", index=1), counts[1]), two)
+    body = {"choices": [{"index": i, "message": {"content": "a"}, "finish_reason": "stop"} for i in (0, 1)]}
+    assert not any(isinstance(e, Usage) for e in decode_whole(json.dumps({**body, **counts[0], **body}).encode(), two))
+    told = decode_whole(json.dumps({**body, "usage": {"prompt_tokens": 9, "completion_tokens": 5}}).encode(), two)
+    assert Usage(9, 5) in told
+
+
 def test_usage_details_stay_within_their_whole() -> None:
     """Counts are never negative and a part never exceeds its whole, whatever an engine says."""
     usage = {
@@ -429,6 +444,9 @@ OLLAMA = {"error": {"message": "input length exceeds the context length", "type"
         (500, OLLAMA, ContextTooLong, "context length"),
         (400, {"error": {"message": "no such tool"}}, InvalidRequest, "no such tool"),
         (422, {"detail": [{"loc": ["body"], "msg": "field required"}]}, InvalidRequest, "field required"),
+        (500, {"error": {"message": "image input is not supported - hint: mmproj"}}, UnsupportedParameter, "no images"),
+        (400, {"error": {"message": "audio input is not supported"}}, UnsupportedParameter, "no images"),
+        (400, {"message": "secret is not a multimodal model"}, UnsupportedParameter, "no images"),
         (413, {"error": "too big"}, TooLarge, "too big"),
         (501, {"error": {"message": "no embeddings"}}, UnsupportedParameter, "no embeddings"),
         (401, {"error": {"message": "secret-key bad"}}, EngineUnavailable, "own key"),

@@ -203,6 +203,20 @@ def test_engines_logprobs_in_either_shape() -> None:
         assert decode_completion_whole(json.dumps(body).encode(), asked)[1] == TextDelta("ab", 0, (expected,))
 
 
+def test_several_prompts_are_counted_together() -> None:
+    """llama.cpp opens such a stream with a null, and counts each answer by itself, in its last chunk."""
+    asked = decode(prompt=["a", "b"], n=2, stream=True)
+    body = b"data: null\n\n"
+    for choice in range(4):
+        usage = {"prompt_tokens": 3 if choice < 2 else 5, "completion_tokens": choice}
+        ended = {"choices": [{"index": choice, "text": "x", "finish_reason": "stop"}], "usage": usage, "timings": {}}
+        body += b"data: " + json.dumps(ended).encode() + b"\n\n"
+    decoder = CompletionStreamDecoder(asked)
+    batch = decoder.feed(body + b"data: [DONE]\n\n")
+    assert [event for event in batch if isinstance(event, Usage)] == [Usage(8, 6)]
+    assert sum(isinstance(event, Finished) for event in batch) == 4
+
+
 def test_missing_choices_are_a_failure() -> None:
     """An engine that answers one of two prompts did not do its work."""
     asked = decode(prompt=["a", "b"])

@@ -25,6 +25,11 @@ _CONTEXT_WORDS = re.compile(
     r"|too many tokens|exceeds? (?:the )?(?:available |maximum )?context",
     re.IGNORECASE,
 )
+_MEDIA_WORDS = re.compile(
+    r"\b(?:image|audio|video|multi-?modal|vision)\b.{0,60}\bnot (?:be )?supported|mmproj"
+    r"|(?:not support|not a multi-?modal).{0,60}\b(?:image|audio|video|multi-?modal|vision|model)\b",
+    re.IGNORECASE,
+)
 _BUSY_WORDS = re.compile(r"queue|busy|slot|overload|capacity|too many|rate", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _MAX_WORDS = 500
@@ -53,6 +58,10 @@ def from_object(status: int, decoded: Any, retry_after: str | None = None) -> Se
     error: SekishoError
     if status in (400, 413, 422, 500) and (_CONTEXT_CODES & codes or _CONTEXT_WORDS.search(words)):
         return ContextTooLong(words or "The prompt is longer than the model's context.", param=param)
+    if status in (400, 422, 500, 501) and _MEDIA_WORDS.search(words):
+        return UnsupportedParameter(
+            "The model takes no images, audio or video of this kind.", param=param or "messages"
+        )
     if status in (400, 422):
         return InvalidRequest(words or "The engine refused the request.", param=param)
     if status == 413:

@@ -114,12 +114,15 @@ class StreamReader:
     `error` is set with the first failure, so that an engine can raise it where nothing was said before.
     """
 
-    def __init__(self, choices: int, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, choices: int, copies: int, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        """`choices` in all, `copies` of each prompt."""
         self.error: SekishoError | None = None
         self._frames = SseDecoder(limit_bytes)
         self._finished: list[Finished | None] = [None] * choices
         self._usage: UsagePart | None = None
         self._timings: Timings | None = None
+        self._per_choice: list[Usage] = []  # llama.cpp counts each choice by itself
+        self._copies = copies
         self._started = False
         self._ended = False
 
@@ -146,6 +149,8 @@ class StreamReader:
             data = event.data
             if data.startswith(b"[DONE]"):
                 return self._end(out)
+            if data == b"null":
+                continue  # llama.cpp opens a stream of several prompts so
             try:
                 self._take(data, out)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -169,6 +174,30 @@ class StreamReader:
         self._started = True
         out.append(Started(model))
 
+    def _count(self, usage: UsagePart | None, timings: Timings | None) -> None:
+        if usage is not None:
+            self._usage = usage
+        if timings is not None:
+            self._timings = timings
+            if usage is not None and (counted := read_usage(usage, timings)):
+                self._per_choice.append(counted)
+
+    def _counted(self) -> Usage | None:
+        """The counts of the whole turn. llama.cpp tells them for each choice while it streams, and otherwise only for
+        the first one: then the turn's counts are not known, and none are told."""
+        choices = len(self._finished)
+        if choices == 1 or self._timings is None:
+            return read_usage(self._usage, self._timings)
+        if len(self._per_choice) != choices:
+            return None
+        each = self._per_choice
+        return Usage(
+            sum(one.input_tokens for one in each) // self._copies,  # a prompt counts once, however many answers it has
+            sum(one.output_tokens for one in each),
+            sum(one.cached_tokens for one in each) // self._copies,
+            sum(one.reasoning_tokens for one in each),
+        )
+
     def _finish_choice(self, index: int, reason: str, stop_reason: Any, called: bool, out: Batch) -> None:
         if reason in _BROKEN_REASONS:
             self._fail(out, EngineFailed(BROKE_OFF), f"finish reason {reason}")
@@ -189,7 +218,7 @@ class StreamReader:
             self._last_deltas(out)
         except ValueError as error:
             return self._fail(out, EngineFailed(UNREADABLE), str(error))
-        if usage := read_usage(self._usage, self._timings):
+        if usage := self._counted():
             out.append(usage)
         out.extend(finished)
         self._ended = True
@@ -208,7 +237,7 @@ class ChatStreamDecoder(StreamReader):
     """`feed` each read, `finish` at the end of the connection. Ends with the `Finished` events or one `Failed`."""
 
     def __init__(self, turn: Turn, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        super().__init__(turn.sampling.n, limit_bytes)
+        super().__init__(turn.sampling.n, turn.sampling.n, limit_bytes)
         table = ToolTable(turn.tools)
         self._calls = [CallReader(table, choice, f"call_{turn.id}_{choice}_") for choice in range(turn.sampling.n)]
 
@@ -219,10 +248,7 @@ class ChatStreamDecoder(StreamReader):
             return
         if not self._started:
             self._start(chunk.model, out)
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        if chunk.timings is not None:
-            self._timings = chunk.timings
+        self._count(chunk.usage, chunk.timings)
         for choice in chunk.choices or ():
             index = choice.index or 0
             if not 0 <= index < len(self._finished):

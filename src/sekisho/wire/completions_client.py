@@ -61,7 +61,7 @@ class CompletionStreamDecoder(StreamReader):
     """As `ChatStreamDecoder`. Choice numbers run over the prompts, `n` for each."""
 
     def __init__(self, turn: Turn, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        super().__init__(turn.sampling.n * max(len(turn.prompts), 1), limit_bytes)
+        super().__init__(turn.sampling.n * max(len(turn.prompts), 1), turn.sampling.n, limit_bytes)
 
     def _take(self, data: bytes, out: Batch) -> None:
         chunk = _decode_chunk(data)
@@ -70,10 +70,7 @@ class CompletionStreamDecoder(StreamReader):
             return
         if not self._started:
             self._start(chunk.model, out)
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        if chunk.timings is not None:
-            self._timings = chunk.timings
+        self._count(chunk.usage, chunk.timings)
         for choice in chunk.choices or ():
             index = choice.index or 0
             if not 0 <= index < len(self._finished):
