@@ -101,13 +101,17 @@ def test_threads_are_cores_that_we_may_use() -> None:
     assert 1 <= llama_worker.default_threads() <= (os.cpu_count() or 1)
 
 
-async def test_the_worker_answers_nobody_without_the_key(llama: LlamaCppEngine) -> None:
+async def test_the_worker_answers_nobody_without_the_key(
+    llama: LlamaCppEngine, llama_worker_address: tuple[str, str, Path]
+) -> None:
     """Other users of the machine get 401 from everything that shows or uses the model."""
+    root = llama_worker_address[0].removesuffix("/v1")
+    assert (await llama.health()).state == "ready"
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/models", "/slots", "/props", "/metrics"):
-            async with session.get(llama._root + path) as answer:
+            async with session.get(root + path) as answer:
                 assert answer.status == 401, path
-        async with session.post(llama._root + "/v1/chat/completions", json={"messages": []}) as answer:
+        async with session.post(root + "/v1/chat/completions", json={"messages": []}) as answer:
             assert answer.status == 401
 
 

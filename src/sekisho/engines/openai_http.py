@@ -1,23 +1,19 @@
 """Any engine behind an OpenAI-compatible address: LM Studio, vLLM, llama-server, Ollama's /v1, another Sekisho.
 
-This is the gateway's hot path. One session of aiohttp serves all turns: connections are kept alive and not limited
-(the gateway's queue limits), and nothing is traced, decompressed, redirected or remembered in cookies.
+This is the gateway's hot path: `http_client` keeps connections alive and does not limit them (the gateway's queue
+does), and every read of the engine's stream becomes one batch of events.
 """
 
 import asyncio
 import contextlib
-import contextvars
-import io
 import logging
 import os
-import socket
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from sekisho.core.errors import (
     EngineFailed,
@@ -40,28 +36,15 @@ from sekisho.core.events import (
 from sekisho.core.turn import EmbedRequest, Sampling, Turn
 from sekisho.engines.base import Embeddings, EngineModel, Health
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.http_client import Broken, HttpClient, NotConnected, Response, Silent
 from sekisho.wire import chat_client, embeddings
 
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S: Final = 4.0  # llama.cpp and uvicorn drop an idle connection after 5 s; we must be first
 _QUESTION_TIMEOUT_S: Final = 10.0  # for what costs the engine nothing: lists, health, token counts
-_END_WAIT_S: Final = 0.2
 _RETRY_AFTER_S: Final = 2.0
-_LARGE_BODY_BYTES: Final = 1 << 20
-_BROKEN = (aiohttp.ClientError, ConnectionError, socket.gaierror)
-
 _SAID = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
-
-_connected: contextvars.ContextVar[bool] = contextvars.ContextVar("connected", default=False)
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Tells whether the request of the current task made a connection or was given one that was kept alive."""
-
-    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        _connected.set(True)
-        return await super()._create_connection(*args, **kwargs)
 
 
 def upstream_key(config: ModelConfig) -> str | None:
@@ -88,13 +71,12 @@ class OpenAiHttpEngine:
         self._model = config.upstream_model or config.name
         # For engines that see a client leave only when they write to it: they stream whatever the caller asked for.
         self._always_stream = bool(config.options.get("always_stream", False))
-        base = base_url.rstrip("/")
-        self._base, self._root = base, base.removesuffix("/v1")
-        self._chat, self._completions = URL(base + "/chat/completions"), URL(base + "/completions")
-        self._headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        )
-        self._session: aiohttp.ClientSession | None = None
+        headers = {"Content-Type": "application/json"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._http = HttpClient(base_url, headers, connect_timeout_s=config.connect_timeout_s, keepalive_s=_KEEPALIVE_S)
+        self._base = urlsplit(base_url).path.rstrip("/")
+        self._root = self._base.removesuffix("/v1")
         self._counter: Callable[[Turn], Any] | None = None
 
     # --- turns ------------------------------------------------------------------------------------------------------
@@ -102,49 +84,51 @@ class OpenAiHttpEngine:
     async def generate(self, turn: Turn) -> EventStream:
         stream = turn.stream or self._always_stream
         if turn.prompts:
-            url, body = self._completions, chat_client.encode_completion(turn, model=self._model, stream=stream)
+            path, body = "/completions", chat_client.encode_completion(turn, model=self._model, stream=stream)
         else:
-            url, body = self._chat, chat_client.encode_request(turn, model=self._model, stream=stream)
+            path, body = "/chat/completions", chat_client.encode_request(turn, model=self._model, stream=stream)
         if not stream:
-            yield await self._whole(turn, url, body)
+            yield await self._whole(turn, path, body)
             return
-        response = await self._send("POST", url, body, self._config.first_byte_timeout_s)
+        response = await self._send("POST", self._base + path, body, self._config.first_byte_timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
-            if response.content_type == "application/json":  # it does not stream, whatever it was asked
+            if response.headers.get(b"content-type", b"").startswith(
+                b"application/json"
+            ):  # it does not stream, whatever it was asked
                 yield self._decode_whole(turn, await self._read(response, self._config.first_byte_timeout_s))
                 return
             async with contextlib.aclosing(self._events(turn, response)) as events:
                 async for batch in events:
                     yield batch
         finally:
-            _let_go(response)
+            response.let_go()
 
-    async def _whole(self, turn: Turn, url: URL, body: bytes) -> Batch:
+    async def _whole(self, turn: Turn, path: str, body: bytes) -> Batch:
         timeout_s = self._config.first_byte_timeout_s
-        response = await self._send("POST", url, body, timeout_s)
+        response = await self._send("POST", self._base + path, body, timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
             return self._decode_whole(turn, await self._read(response, timeout_s))
         finally:
-            _let_go(response)
+            response.let_go()
 
     def _decode_whole(self, turn: Turn, body: bytes) -> Batch:
         decode = chat_client.decode_completion_whole if turn.prompts else chat_client.decode_whole
         return decode(body, turn)
 
-    async def _events(self, turn: Turn, response: aiohttp.ClientResponse) -> AsyncGenerator[Batch, None]:
+    async def _events(self, turn: Turn, response: Response) -> AsyncGenerator[Batch, None]:
         """Events of a streaming answer, a batch a read, to its end."""
         decoder = chat_client.CompletionStreamDecoder(turn) if turn.prompts else chat_client.ChatStreamDecoder(turn)
-        config, content = self._config, response.content
+        config = self._config
         watch = _IdleWatch(response, config.first_byte_timeout_s)
         begun = False
         try:
             while True:
                 watch.waiting()
-                data = await content.readany()
+                data = await response.read_any()
                 watch.arrived(config.idle_timeout_s)
                 batch = decoder.feed(data) if data else decoder.finish()
                 if decoder.error is not None:
@@ -156,7 +140,7 @@ class OpenAiHttpEngine:
                     yield batch
                 if not data or (batch and isinstance(batch[-1], Finished | Failed)):
                     break
-        except _BROKEN as cause:
+        except Broken as cause:
             error: SekishoError
             if watch.expired:
                 error = EngineTimeout(f"The engine of {self.name} said nothing for {watch.limit_s:g} s")
@@ -170,50 +154,40 @@ class OpenAiHttpEngine:
             yield [chat_client.failed(error)]
         finally:
             watch.stop()
-        await _read_to_end(content)
+        await response.finish()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, method: str, url: URL, body: bytes | None, timeout_s: float) -> aiohttp.ClientResponse:
-        """Sends a request and waits for the head of the answer. The caller must let go of the response.
-
-        A kept-alive connection that the engine closed while our request was under way is no answer: tried once more.
-        """
-        session = self._open()
-        for last in (False, True):
-            _connected.set(False)
-            data = body if body is None or len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await session.request(method, url, data=data, allow_redirects=False)
-            except aiohttp.ConnectionTimeoutError as error:
-                raise self._trouble(error, "did not accept a connection in time") from error
-            except TimeoutError as error:
-                timeout = EngineTimeout(f"The engine of {self.name} did not answer within {timeout_s:g} s")
-                self._note(timeout, error)
-                raise timeout from error
-            except aiohttp.ClientConnectorError as error:
-                raise self._trouble(error, "is not running") from error
-            except _BROKEN as error:
-                if last or _connected.get():
-                    raise self._trouble(error, "closed the connection before it answered") from error
-        raise AssertionError("the second try returns or raises")
-
-    async def _read(self, response: aiohttp.ClientResponse, timeout_s: float) -> bytes:
+    async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> Response:
+        """Sends a request and waits for the head of the answer. The caller must let go of the response."""
         try:
+            return await self._http.send(method, path, body, timeout_s)
+        except NotConnected as error:
+            raise self._trouble(error, "is not running") from error
+        except Silent as error:
+            timeout = EngineTimeout(f"The engine of {self.name} did not answer within {timeout_s:g} s")
+            self._note(timeout, error)
+            raise timeout from error
+        except Broken as error:
+            raise self._trouble(error, "closed the connection before it answered") from error
+
+    async def _read(self, response: Response, timeout_s: float) -> bytes:
+        try:
+            if response.has_come:
+                return await response.read()
             async with asyncio.timeout(timeout_s):
                 return await response.read()
         except TimeoutError as error:
             timeout = EngineTimeout(f"The engine of {self.name} did not finish its answer within {timeout_s:g} s")
             self._note(timeout, error)
             raise timeout from error
-        except _BROKEN as error:
+        except Broken as error:
             raise self._trouble(error, "went away in the middle of its answer") from error
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> SekishoError:
+    async def _refusal(self, response: Response) -> SekishoError:
         """The error that an answer other than 200 stands for."""
         body = await self._read(response, _QUESTION_TIMEOUT_S)
-        error = self._explain(response.status, body, response.headers.get("Retry-After"))
+        error = self._explain(response.status, body, response.headers.get(b"retry-after", b"").decode("latin-1"))
         if error.status >= 500:
             self._note(error)
         return error
@@ -221,33 +195,20 @@ class OpenAiHttpEngine:
     def _explain(self, status: int, body: bytes, retry_after: str | None) -> SekishoError:
         return chat_client.upstream_error(status, body, retry_after)
 
-    async def _ask(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any]:
+    async def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
         """A question with a small JSON answer (None where it is not JSON)."""
         try:
-            response = await self._send(method, URL(url), body, _QUESTION_TIMEOUT_S)
+            response = await self._send(method, path, body, _QUESTION_TIMEOUT_S)
             try:
                 answer = await self._read(response, _QUESTION_TIMEOUT_S)
             finally:
-                _let_go(response)
+                response.let_go()
         except EngineTimeout as error:
             raise self._unavailable("does not answer") from error
         try:
             return response.status, msgspec.json.decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return response.status, None
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=60),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-                auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
-                read_bufsize=1 << 18,
-            )
-        return self._session
 
     def _unavailable(self, message: str) -> EngineUnavailable:
         return EngineUnavailable(f"The engine of {self.name} {message}", retry_after_s=_RETRY_AFTER_S)
@@ -267,13 +228,13 @@ class OpenAiHttpEngine:
     async def embed(self, request: EmbedRequest) -> Embeddings:
         body = embeddings.encode_request(request, model=self._model)
         timeout_s = self._config.first_byte_timeout_s
-        response = await self._send("POST", URL(self._base + "/embeddings"), body, timeout_s)
+        response = await self._send("POST", self._base + "/embeddings", body, timeout_s)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
             vectors, usage = embeddings.decode_vectors(await self._read(response, timeout_s), request)
         finally:
-            _let_go(response)
+            response.let_go()
         if usage is None:
             log.warning("%s: the engine does not count the tokens of embeddings; none are billed", self.name)
         return Embeddings(vectors, usage or Usage(0, 0))
@@ -339,16 +300,14 @@ class OpenAiHttpEngine:
         return usage.input_tokens if usage else None
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._http.close()
 
 
 class _IdleWatch:
     """Closes a response for whose next bytes somebody has waited too long. One timer a stream, not one a read; time
     during which nobody waits (a slow client) does not count."""
 
-    def __init__(self, response: aiohttp.ClientResponse, limit_s: float) -> None:
+    def __init__(self, response: Response, limit_s: float) -> None:
         self.limit_s = limit_s
         self.expired = False
         self._response = response
@@ -374,7 +333,7 @@ class _IdleWatch:
         due_s = (now_s if self._since_s is None else self._since_s) + self.limit_s
         if due_s <= now_s:
             self.expired = True
-            _let_go(self._response)
+            self._response.let_go()
         else:
             self._timer = self._loop.call_at(due_s, self._look)
 
@@ -382,25 +341,6 @@ class _IdleWatch:
 def _notes(error: SekishoError) -> list[str]:
     notes: list[str] = getattr(error, "__notes__", [])
     return notes
-
-
-def _let_go(response: aiohttp.ClientResponse) -> None:
-    """Ends an answer: nothing to do when it was read to its end, else the connection is cut at once, unsent bytes and
-    all, so that the engine sees it."""
-    connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-    response.close()
-
-
-async def _read_to_end(content: aiohttp.StreamReader) -> None:
-    """Takes the few bytes after the last event, so that the connection can serve again."""
-    try:
-        async with asyncio.timeout(_END_WAIT_S):
-            while not content.at_eof():
-                await content.readany()
-    except (TimeoutError, *_BROKEN):
-        return  # the answer was complete; only the connection is lost
 
 
 def _model(entry: dict[str, Any]) -> EngineModel:
