@@ -120,8 +120,8 @@ def test_history_reads_as_the_engine_would_have_said_it() -> None:
         {"role": "tool", "tool_call_id": "2", "content": "Error: r2"},
         {"role": "system", "content": "late"},
     ]
-    assert [tool["function"]["name"] for tool in told["tools"]] == ["n__b", "p"]
-    assert told["tool_choice"] == {"type": "function", "function": {"name": "n__b"}}
+    assert [tool["function"]["name"] for tool in told["tools"]] == ["n__b"]
+    assert told["tool_choice"] == "required"
     assert told["parallel_tool_calls"] is True
     assert request(asked, developer_role=True)["messages"][0] == {"role": "developer", "content": "one"}
 
@@ -460,6 +460,7 @@ OLLAMA = {"error": {"message": "input length exceeds the context length", "type"
         (503, {"error": "secret"}, EngineUnavailable, "not available"),
         (502, None, EngineUnavailable, "not available"),
         (500, {"error": {"message": "secret: CUDA"}}, EngineFailed, "failed"),
+        (500, {"error": {"message": "output that does not match the expected x format"}}, EngineFailed, "template"),
         (418, {"error": 7}, EngineFailed, "failed"),
     ],
 )

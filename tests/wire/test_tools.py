@@ -121,17 +121,17 @@ def test_custom_tool_tells_its_grammar_in_either_shape() -> None:
 
 
 def test_tool_choice_is_told_in_offered_names() -> None:
-    """A chosen tool is named as offered; allowed tools narrow the list; a choice of a hosted tool, or of nothing that
-    is left, is not told."""
+    """A chosen tool is offered alone and required; allowed tools narrow the list; a choice of a hosted tool, or of
+    nothing that is left, is not told."""
     declared = (Tool("f"), Tool("g", namespace="n"), Tool("p", "custom"), Tool("web_search", "web_search"))
     functions, choice, _ = tools.offer(declared, ToolChoice("one", "g", "n"))
-    assert choice == {"type": "function", "function": {"name": "n__g"}}
-    assert len(functions) == 3
+    assert ([one["function"]["name"] for one in functions], choice) == (["n__g"], "required")
     functions, choice, _ = tools.offer(declared, ToolChoice("required", allowed=("p", "n")))
     assert ([one["function"]["name"] for one in functions], choice) == (["n__g", "p"], "required")
     assert tools.offer(declared, ToolChoice())[1] is None
     assert tools.offer(declared, ToolChoice("none"))[1] == "none"
-    assert tools.offer(declared, ToolChoice("one", "web_search"))[1] is None
+    functions, choice, _ = tools.offer(declared, ToolChoice("one", "web_search"))
+    assert (len(functions), choice) == (3, None)
     assert tools.offer(declared[3:], ToolChoice("required"))[:2] == ([], None)
 
 

@@ -80,6 +80,8 @@ def from_object(status: int, decoded: Any, retry_after: str | None = None) -> Se
         loading = "loading" in words.lower()
         told = "The engine is still loading the model." if loading else "The engine is not available."
         error = EngineUnavailable(told, retry_after_s=wait_s or _RETRY_S)
+    elif "does not match the expected" in words:  # llama.cpp, when a model with tools breaks its template's format
+        error = EngineFailed("The model's answer does not have the form that its chat template promises.")
     else:
         error = EngineFailed("The engine failed to answer.")
     error.add_note(f"engine answered {status}: {words}")

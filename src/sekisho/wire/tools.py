@@ -53,9 +53,6 @@ class ToolTable:
         """The engine's name for a tool; also for one of an earlier turn that is no longer declared."""
         return self._offered.get((namespace, name)) or _join(namespace, name)
 
-    def declares(self, name: str, namespace: str | None = None) -> bool:
-        return (namespace, name) in self._offered
-
     def resolve(self, offered: str) -> Declared:
         """The tool behind an engine's name. What was never declared stays a function of that name."""
         if declared := self._declared.get(offered):
@@ -80,13 +77,12 @@ def flatten(tools: tuple[Tool, ...]) -> tuple[list[dict[str, Any]], ToolTable]:
     return functions, table
 
 
-def offer(
-    tools: tuple[Tool, ...], choice: ToolChoice
-) -> tuple[list[dict[str, Any]], str | dict[str, Any] | None, ToolTable]:
+def offer(tools: tuple[Tool, ...], choice: ToolChoice) -> tuple[list[dict[str, Any]], str | None, ToolTable]:
     """What an engine is told: the functions, `tool_choice` (None: leave it out) and the table.
 
-    `allowed` narrows the functions. A choice that nothing offered can satisfy is left out: the engine then answers
-    in words.
+    `allowed` narrows the functions, and so does the choice of one: llama.cpp reads a choice that is not a word as
+    `auto`, so the one is offered alone and required. A choice that nothing offered can satisfy is left out: the
+    engine then answers in words.
     """
     functions, table = flatten(tools)
     if choice.allowed:
@@ -98,10 +94,9 @@ def offer(
     if not functions:
         return [], None, table
     if choice.mode == "one":
-        if choice.name is None or not table.declares(choice.name, choice.namespace):
-            return functions, None, table
-        name = table.offered(choice.name, choice.namespace)
-        return functions, {"type": "function", "function": {"name": name}}, table
+        name = table.offered(choice.name or "", choice.namespace)
+        chosen = [function for function in functions if function["function"]["name"] == name]
+        return (chosen, "required", table) if chosen else (functions, None, table)
     return functions, None if choice.mode == "auto" else choice.mode, table
 
 
