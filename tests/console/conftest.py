@@ -129,6 +129,7 @@ class Page:
         self._reader = asyncio.create_task(self._read())
         self._target = ""
         self._session: str | None = None
+        self._loaded = asyncio.Event()
         self.problems: list[str] = []
         self.urls: list[str] = []
 
@@ -147,6 +148,8 @@ class Page:
             self.problems.append(json.dumps(params["args"]))
         elif method == "Log.entryAdded" and params["entry"]["source"] != "network":
             self.problems.append(json.dumps(params["entry"]))  # Content-Security-Policy reports come here
+        elif method == "Page.loadEventFired":
+            self._loaded.set()
         elif method == "Network.requestWillBeSent":
             self.urls.append(params["request"]["url"])
 
@@ -187,10 +190,15 @@ class Page:
         await self._socket.close()
 
     async def goto(self, url: str) -> None:
-        await self.call("Page.navigate", url=url)
-        await self.until(
-            "document.readyState === 'complete' && document.title !== '' && location.href !== 'about:blank'"
-        )
+        await self._load("Page.navigate", url=url)
+
+    async def reload(self) -> None:
+        await self._load("Page.reload")
+
+    async def _load(self, method: str, **params: Any) -> None:
+        self._loaded.clear()
+        await self.call(method, **params)
+        await asyncio.wait_for(self._loaded.wait(), PATIENCE_S)  # module scripts have run by then
 
     async def eval(self, expression: str) -> Any:
         reply = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
@@ -267,7 +275,7 @@ async def api() -> AsyncIterator[Api]:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The debugging address of one Chromium for all tests. Storage does not meet: each test's server has its own port."""
+    """The debugging address of one Chromium for all tests; each has an origin, so storage, of its own."""
     program = next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )

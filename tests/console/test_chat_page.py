@@ -411,7 +411,7 @@ async def test_settings_and_conversation_outlive_a_reload_and_a_new_chat_begins_
     await page.eval("(e => { e.value = 'tall-model'; e.dispatchEvent(new Event('change')) })(model)")
     await page.ask("First")
     await page.answered()
-    await page.call("Page.reload")
+    await page.reload()
     await page.until("document.querySelector('.answer .prose')?.textContent === 'Hello'")
     await page.until("document.activeElement.id === 'composer-text'")
     await page.ask("Second")
