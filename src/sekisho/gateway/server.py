@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import uvicorn
@@ -34,8 +34,46 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+class _OneWrite:
+    """A transport that sends an answer's head together with what follows it: one system call and one segment less
+    for every answer. uvicorn writes the head by itself, and every caller of ours sends the body right after it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
+            self._head += data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Sends a head that nothing follows (the answer to a HEAD)."""
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Protocol(HttpToolsProtocol):
-    """Answers what is not HTTP in our error shape."""
+    """Writes answers in one piece, and answers what is not HTTP in our error shape."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own is
+        self._one_write = _OneWrite(transport)
+        super().connection_made(cast(asyncio.Transport, self._one_write))
+
+    def on_response_complete(self) -> None:
+        self._one_write.flush()
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         view = ErrorView.of(InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
