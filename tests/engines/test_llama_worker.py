@@ -14,7 +14,7 @@ import msgspec
 import psutil
 import pytest
 
-from sekisho.core.errors import InvalidRequest, SekishoError
+from sekisho.core.errors import RequestError, SekishoError
 from sekisho.core.events import Failed, Finished, TextDelta, Usage
 from sekisho.core.turn import Image, Message, OutputFormat, Sampling, Text, Turn
 from sekisho.engines import gguf_header, lifeline, llama_worker
@@ -145,7 +145,7 @@ async def test_an_image_to_a_text_model_is_the_callers_error(llama: LlamaCppEngi
     """llama.cpp says 500 where the model cannot see; the caller is told 400 and why."""
     picture = Image("data:image/png;base64,AAAA")
     turn = Turn("turn_1", "chat", "m", messages=(Message("user", (Text("what is this"), picture)),))
-    with pytest.raises(InvalidRequest, match="image input is not supported"):
+    with pytest.raises(RequestError, match="images"):
         [batch async for batch in llama.generate(turn)]
 
 

@@ -298,6 +298,13 @@ async def test_the_key_goes_to_the_engine_and_nowhere_else(caplog: pytest.LogCap
     assert "sk-" not in caplog.text
 
 
+async def test_a_bare_address_means_v1(fake_url: str) -> None:
+    """`http://host:port`, as people type it, is as good as with `/v1`."""
+    engine = OpenAiHttpEngine(config(), fake_url.removesuffix("/v1") + "/")
+    assert isinstance((await collect(engine, say("a")))[-1], Finished)
+    await engine.close()
+
+
 async def test_a_large_request_passes(engine: OpenAiHttpEngine) -> None:
     """A body of some megabytes (an image) is sent whole and without a warning."""
     from sekisho.core.turn import Image

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from sekisho.engines.config import ModelConfig
 from sekisho.engines.openai_http import OpenAiHttpEngine
 from sekisho.wire.chat_client import failed
 
-_NO_SENSE = re.compile(rb"(image|audio|video) input is not supported")
 _TAIL_LINES = 20
 _TAIL_BYTES = 16_384
 
@@ -70,10 +68,6 @@ class LlamaCppEngine(OpenAiHttpEngine):
                 yield [failed(error)]
                 return
         yield [total, *ends]
-
-    def _explain(self, status: int, body: bytes, retry_after: str | None) -> SekishoError:
-        """llama.cpp says 500 where the model cannot see or hear: that is the request's fault."""
-        return super()._explain(400 if status == 500 and _NO_SENSE.search(body) else status, body, retry_after)
 
     async def health(self) -> Health:
         """`ready` once it lists its model; `starting` while it loads; `down` comes with the worker's last lines."""

@@ -63,7 +63,10 @@ def upstream_key(config: ModelConfig) -> str | None:
 
 
 class OpenAiHttpEngine:
-    """An `Engine` behind `base_url`, which ends in `/v1` or whatever stands before `/chat/completions` there."""
+    """An `Engine` behind `base_url`, which ends in `/v1` or whatever stands before `/chat/completions` there.
+
+    Raises ValueError for an address that is none, or a key that cannot be sent.
+    """
 
     def __init__(self, config: ModelConfig, base_url: str, *, api_key: str | None = None) -> None:
         self.name = config.name
@@ -75,7 +78,7 @@ class OpenAiHttpEngine:
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self._http = HttpClient(base_url, headers, connect_timeout_s=config.connect_timeout_s, keepalive_s=_KEEPALIVE_S)
-        self._base = urlsplit(base_url).path.rstrip("/")
+        self._base = urlsplit(base_url).path.rstrip("/") or "/v1"  # a bare address is what people type
         self._root = self._base.removesuffix("/v1")
         self._counter: Callable[[Turn], Any] | None = None
 
@@ -187,13 +190,12 @@ class OpenAiHttpEngine:
     async def _refusal(self, response: Response) -> SekishoError:
         """The error that an answer other than 200 stands for."""
         body = await self._read(response, _QUESTION_TIMEOUT_S)
-        error = self._explain(response.status, body, response.headers.get(b"retry-after", b"").decode("latin-1"))
+        error = chat_client.upstream_error(
+            response.status, body, response.headers.get(b"retry-after", b"").decode("latin-1")
+        )
         if error.status >= 500:
             self._note(error)
         return error
-
-    def _explain(self, status: int, body: bytes, retry_after: str | None) -> SekishoError:
-        return chat_client.upstream_error(status, body, retry_after)
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
         """A question with a small JSON answer (None where it is not JSON)."""
@@ -284,7 +286,7 @@ class OpenAiHttpEngine:
     async def _count(self, path: str, base: str, body: bytes, field: str) -> int | None:
         status, answer = await self._ask("POST", base + path, body)
         if status == 400:
-            raise self._explain(status, msgspec.json.encode(answer), None)
+            raise chat_client.upstream_error(status, msgspec.json.encode(answer))
         count = answer.get(field) if status == 200 and isinstance(answer, dict) else None
         return count if isinstance(count, int) else None
 
