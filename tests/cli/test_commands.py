@@ -1,0 +1,305 @@
+"""Commands run in this process against a home of their own: words, JSON, exit codes."""
+
+import csv
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sekisho.cli.app import app
+from sekisho.cli.messages import TABLE
+from sekisho.cli.running import run
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DATABASE_URL", "SEKISHO_HOST", "SEKISHO_PORT", "LC_ALL", "LC_MESSAGES", "SEKISHO_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", "en_US.UTF-8")
+    monkeypatch.setenv("SEKISHO_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def sekisho(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def answer(call: Run, *arguments: str, code: int = 0) -> Any:
+    """The JSON answer: the whole of standard output."""
+    found, out, _ = call(*arguments, "--json")
+    assert found == code, out
+    return json.loads(out)
+
+
+def every_command() -> list[list[str]]:
+    found: list[list[str]] = []
+    for info in app.registered_commands:
+        found.append([str(info.name)])
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        found += [[str(group.name), str(info.name)] for info in group.typer_instance.registered_commands]
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> None:
+    """--help tells an example, a word in Japanese, and that there is --json; it ends with 0."""
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert f"sekisho {' '.join(command)}" in result.output
+    assert "Example:" in result.output
+    assert "--json" in result.output
+    assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
+
+
+def test_help_needs_nothing_heavy() -> None:
+    """The list of commands comes without loading the event loop, the database layer, YAML or the HTTP client."""
+    code = (
+        "import sys; from sekisho.cli.running import run; run(['--help']); "
+        "print([m for m in ('asyncio', 'aiohttp', 'sqlalchemy', 'yaml', 'msgspec', 'psutil') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_keys_are_made_listed_rotated_and_revoked(sekisho: Run) -> None:
+    """The secret is told once; afterwards only its last four characters are known."""
+    made = answer(
+        sekisho, "key", "create", "--name", "taro", "--models", "a,b", "--rpm", "60", "--tpm", "9000",
+        "--parallel", "2", "--budget", "2M", "--budget", "20usd", "--scopes", "chat", "--allow-network", "10.0.0.0/8",
+        "--expires", "30d",
+    )  # fmt: skip
+    assert made["key"].startswith("sk-sekisho-")
+    assert (made["models"], made["rpm"], made["tpm"], made["parallel"]) == (["a", "b"], 60, 9000, 2)
+    assert (made["budget_tokens"], made["budget_cost_micros"]) == (2_000_000, 20_000_000)
+    assert (made["scopes"], made["networks"]) == (["chat"], ["10.0.0.0/8"])
+    (listed,) = answer(sekisho, "key", "list")
+    assert listed["last4"] == made["key"][-4:]
+    code, out, _ = sekisho("key", "list")
+    assert code == 0
+    assert made["id"] in out
+    assert made["key"] not in out + json.dumps(listed)
+    rotated = answer(sekisho, "key", "rotate", "taro", "--grace", "2h")
+    assert rotated["key"] != made["key"]
+    assert rotated["id"] == made["id"]
+    assert answer(sekisho, "key", "revoke", made["id"])["revoked_at"]
+    assert answer(sekisho, "key", "list") == []
+    assert len(answer(sekisho, "key", "list", "--all")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["key", "create", "--name", "a", "--budget", "lots"], 2),
+        (["key", "create", "--name", "a", "--scopes", "root"], 2),
+        (["key", "create", "--name", "a", "--allow-network", "everywhere"], 2),
+        (["key", "create", "--name", "a", "--rpm", "0"], 2),
+        (["key", "create"], 2),
+        (["key", "revoke", "nobody"], 3),
+        (["key", "rotate", "nobody"], 3),
+        (["usage", "--by", "frog"], 2),
+        (["usage", "--month", "soon"], 2),
+        (["usage", "--csv"], 2),
+        (["status"], 3),
+        (["down"], 3),
+        (["up", "--model", "nothing"], 2),
+        (["up", "--port", "99999"], 2),
+        (["client", "netscape"], 2),
+        (["client", "codex", "--model", "nothing"], 2),
+        (["model", "add", "x"], 2),
+        (["model", "add", "x", "--path", "/no/such.gguf"], 3),
+        (["model", "pull", "nothing"], 3),
+        (["model", "recommend", "--kv-type", "q9"], 2),
+        (["model", "export", "other", "--to", "x"], 3),
+        (["frobnicate"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_failures_are_told_with_a_code(sekisho: Run, arguments: list[str], code: int) -> None:
+    """Each failure has its exit code, as words on standard error or as JSON on standard output, without a trace."""
+    found, out, err = sekisho(*arguments) if arguments != ["usage", "--csv"] else sekisho(*arguments, "--json")
+    assert found == code
+    if arguments != ["usage", "--csv"]:
+        assert out == ""
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+    error = answer(sekisho, *arguments, code=code)["error"]
+    assert error["exit_code"] == code
+    assert error["message"]
+
+
+def test_debug_shows_where_it_arose(sekisho: Run) -> None:
+    """--debug, anywhere in the line, adds the trace to the same message and the same code."""
+    code, _, err = sekisho("key", "revoke", "nobody", "--debug")
+    assert code == 3
+    assert "Traceback" in err
+    assert "error: " in err
+
+
+def test_settings_errors_end_with_two_and_places(sekisho: Run, home: Path) -> None:
+    """Any command that reads the settings tells their faults with line and column, as data in JSON."""
+    home.mkdir()
+    (home / "sekisho.yaml").write_text("gateway:\n  prot: 1\n")
+    code, _, err = sekisho("config", "check")
+    assert code == 2
+    assert "sekisho.yaml:2:3: gateway.prot" in err
+    (problem,) = answer(sekisho, "key", "list", code=2)["error"]["problems"]
+    assert (problem["line"], problem["column"], problem["path"]) == (2, 3, "gateway.prot")
+
+
+def test_config_init_show_path(sekisho: Run, home: Path) -> None:
+    """`init` writes a private file that is good, and does not replace one unasked; `show` tells what is in force."""
+    assert answer(sekisho, "config", "path")["exists"] is False
+    assert answer(sekisho, "config", "init")["path"] == str(home / "sekisho.yaml")
+    if os.name == "posix":
+        assert stat.S_IMODE((home / "sekisho.yaml").stat().st_mode) == 0o600
+    assert answer(sekisho, "config", "check")["ok"] is True
+    assert sekisho("config", "init")[0] == 1
+    assert sekisho("config", "init", "--force")[0] == 0
+    assert answer(sekisho, "config", "show")["settings"]["gateway"]["port"] == 7010
+
+
+def test_config_show_hides_the_database_password(sekisho: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password in DATABASE_URL is not printed, in neither form."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db/sekisho")
+    for arguments in (("config", "show"), ("config", "show", "--json")):
+        code, out, _ = sekisho(*arguments)
+        assert code == 0
+        assert "hunter2" not in out
+        assert "@db/sekisho" in out
+
+
+def test_usage_in_all_forms(sekisho: Run, home: Path) -> None:
+    """What the store holds comes out as table, CSV and JSON; a name that a spreadsheet would run is defused."""
+    import asyncio
+
+    from sekisho.store import Store, UsageRecord
+
+    key = answer(sekisho, "key", "create", "--name", "taro")
+
+    async def record() -> None:
+        store = await Store.open(home / "sekisho.db")
+        rows = [
+            UsageRecord(
+                request_id=f"req_{number}", key_id=key["id"], model="m", protocol="chat", started_at=1_790_000_000.0,
+                duration_ms=5.0, status="completed", http_status=200, user="=1+1", input_tokens=10,
+                output_tokens=number, cost_micros=1_500_000,
+            )
+            for number in range(3)
+        ]  # fmt: skip
+        await store.append_usage(rows)
+        await store.close()
+
+    asyncio.run(record())
+    (row,) = answer(sekisho, "usage", "--month", "2026-09", "--by", "key,model")["rows"]
+    assert (row["key"], row["model"], row["requests"], row["input_tokens"], row["output_tokens"]) == (
+        "taro",
+        "m",
+        3,
+        30,
+        3,
+    )
+    assert row["cost_micros"] == 4_500_000
+    _, out, _ = sekisho("usage", "--month", "2026-09", "--by", "user", "--csv")
+    (line,) = csv.DictReader(io.StringIO(out))
+    assert (line["user"], line["requests"], line["cost_usd"]) == ("'=1+1", "3", "4.500000")
+    _, out, _ = sekisho("usage", "--month", "2026-09", "--by", "day")
+    assert "4.5000" in out
+    assert answer(sekisho, "usage", "--month", "2026-08")["rows"] == []
+
+
+def test_model_add_keeps_comments_and_lists(sekisho: Run, home: Path, tmp_path: Path) -> None:
+    """An address and the built-in can be added; a file that is no GGUF cannot; the file's comments stay."""
+    home.mkdir()
+    (home / "sekisho.yaml").write_text("# ours\nmodels:\n- name: sekisho-mini # small\n  path: builtin\n")
+    answer(sekisho, "model", "add", "far", "--url", "http://127.0.0.1:1/v1", "--api-key-env", "FAR", "--slots", "2")
+    (tmp_path / "text.gguf").write_text("hello")
+    assert sekisho("model", "add", "bad", "--path", str(tmp_path / "text.gguf"))[0] == 1
+    assert sekisho("model", "add", "far", "--url", "http://127.0.0.1:1/v1")[0] == 2
+    text = (home / "sekisho.yaml").read_text()
+    assert text.startswith("# ours\nmodels:\n- name: sekisho-mini # small\n")
+    models = answer(sekisho, "model", "list", "--catalogue")
+    assert [model["name"] for model in models["models"]] == ["sekisho-mini", "far"]
+    assert models["models"][1]["slots"] == 2
+    assert len(models["catalogue"]) >= 12
+
+
+def test_recommend_tells_machine_and_models(sekisho: Run) -> None:
+    """The answer holds what was measured and every model of the wanted kind, fitting or not."""
+    found = answer(sekisho, "model", "recommend", "--slots", "1", "--context", "1024")
+    assert found["hardware"]["ram_available_bytes"] > 0
+    assert len(found["recommended"]) + len(found["rejected"]) >= 12
+    assert sekisho("model", "recommend", "--all")[0] == 0
+
+
+def test_pull_without_network(sekisho: Run, home: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    """Nobody at the hub's address: exit code 4, and what to do instead."""
+    from sekisho.ops import hub
+
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.setattr(hub.Patience, "pause_s", lambda self, failures: 0.0)
+    error = answer(sekisho, "model", "pull", "qwen3-0.6b", code=4)["error"]
+    assert f"sekisho model add qwen3-0.6b --path {home / 'models'}" in error["hint"]
+
+
+def test_client_names_this_server(sekisho: Run, home: Path) -> None:
+    """Address and models come from the settings; --url and --model win."""
+    home.mkdir()
+    (home / "sekisho.yaml").write_text("gateway: {port: 8123}\naliases: {fast: sekisho-mini}\n")
+    made = answer(sekisho, "client", "codex")
+    assert (made["url"], made["model"]) == ("http://127.0.0.1:8123", "sekisho-mini")
+    made = answer(sekisho, "client", "curl", "--url", "https://llm.example.com/v1/", "--model", "fast")
+    assert "https://llm.example.com/v1/chat/completions" in made["blocks"][1]["text"]
+    assert made["model"] == "fast"
+
+
+def test_doctor_finds_a_broken_database(sekisho: Run, home: Path, unused_tcp_port: int) -> None:
+    """A database file that is none is an error with exit code 1."""
+    home.mkdir(mode=0o700)
+    (home / "sekisho.yaml").write_text(f"gateway: {{port: {unused_tcp_port}}}\nmodels: [{{name: m, engine: fake}}]\n")
+    healthy = answer(sekisho, "doctor")
+    assert healthy["errors"] == 0
+    (home / "sekisho.db").write_bytes(b"not a database" * 100)
+    sick = answer(sekisho, "doctor", code=1)
+    assert [finding["id"] for finding in sick["findings"] if finding["severity"] == "error"] == ["database"]
+
+
+def test_japanese(sekisho: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a Japanese locale the words are Japanese; SEKISHO_LANG has the last word."""
+    monkeypatch.setenv("LANG", "ja_JP.UTF-8")
+    assert "動いていません" in sekisho("status")[2]
+    monkeypatch.setenv("SEKISHO_LANG", "en")
+    assert "not running" in sekisho("status")[2]
+
+
+def test_both_languages_take_the_same_values() -> None:
+    """No message loses a value in translation."""
+    from string import Formatter
+
+    for key, (english, japanese) in TABLE.items():
+        names = [{name for _, name, _, _ in Formatter().parse(text) if name} for text in (english, japanese)]
+        assert names[0] == names[1], key
+
+
+def test_version(sekisho: Run) -> None:
+    """The version is the package's own."""
+    from sekisho import __version__
+
+    assert answer(sekisho, "version")["version"] == __version__
+    assert __version__ in sekisho("version")[1]
