@@ -23,12 +23,14 @@ async function toClipboard(content) {
     await navigator.clipboard.writeText(content);
     return;
   }
+  const before = document.activeElement;
   const field = element("textarea", "unseen");
   field.value = content;
   document.body.append(field);
   field.select();
   const done = document.execCommand("copy");
   field.remove();
+  before?.focus({ preventScroll: true });
   if (!done) throw new Error("copy was refused");
 }
 
