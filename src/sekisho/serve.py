@@ -257,7 +257,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
         config,
         Router((*ROUTES, *page.routes(asset, SECURITY_HEADERS))),
         Roster(entries, settings.aliases, default, config.restart_wait_s),
-        UsageSpool(home.spool),
+        UsageSpool(home.spool, fsync=settings.store.usage_fsync),
         open_store,
         lambda: Sealer(load_or_create_key(home.secrets / "seal.key")),
         SystemClock(),

@@ -43,21 +43,32 @@ def unexpected(where: str, error: Exception) -> SekishoError:
 
 
 class Answer:
-    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request)."""
+    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request). `on_complete` runs
+    before the last byte."""
 
-    __slots__ = ("_aborted", "_encoder", "_exchange", "_on_complete", "_task")
+    __slots__ = ("_aborted", "_encoder", "_exchange", "_task", "on_complete")
 
     def __init__(self, exchange: Exchange, encoder: Encoder, on_complete: Complete | None = None) -> None:
         self._exchange = exchange
         self._encoder = encoder
-        self._on_complete = on_complete
-        self._aborted: SekishoError | None = None
+        self.on_complete = on_complete
+        self.aborted: SekishoError | None = None
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def aborted(self) -> SekishoError | None:
+        """What ended it from outside."""
+        return self.aborted
+
+    async def done(self) -> None:
+        """Waits until nothing of it runs any more."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     def abort(self, error: SekishoError) -> None:
         """Cancels the turn; the client gets `error`. Does nothing when the answer is already done."""
-        if self._task is not None and not self._task.done() and self._aborted is None:
-            self._aborted = error
+        if self._task is not None and not self._task.done() and self.aborted is None:
+            self.aborted = error
             self._task.cancel()
 
     async def send_whole(self, request: Request, events: EventStream, headers: Sequence[Header]) -> None:
@@ -69,8 +80,8 @@ class Answer:
                 self._exchange.record("failed", failed.status, failed)
                 raise TurnFailed(failed)
             self._exchange.record("completed", 200)
-            if self._on_complete is not None:
-                await self._on_complete()
+            if self.on_complete is not None:
+                await self.on_complete()
             body = self._encoder.whole()
         if not request.gone:
             await request.respond(200, body, headers=headers)
@@ -82,14 +93,14 @@ class Answer:
         try:
             failed = await self._collect(None, events)
         except asyncio.CancelledError:
-            failed = failed_event(self._aborted or Draining("The server was stopped."))
+            failed = failed_event(self.aborted or Draining("The server was stopped."))
             self._encoder.feed([failed])
         if failed is not None:
             self._exchange.record("failed", failed.status, failed)
         else:
             self._exchange.record("completed", 200)
-        if self._on_complete is not None:
-            await self._on_complete()
+        if self.on_complete is not None:
+            await self.on_complete()
 
     async def send_stream(
         self, request: Request, events: EventStream, headers: Sequence[Header], keepalive_s: float
@@ -120,10 +131,10 @@ class Answer:
             if not exchange.finished:
                 raise EngineFailed("The engine's answer ended without an end.")
         except asyncio.CancelledError:
-            if self._aborted is None or not writer.begun:
+            if self.aborted is None or not writer.begun:
                 raise  # told apart in _Watched
             _uncancel()
-            await self._fail(writer, self._aborted)
+            await self._fail(writer, self.aborted)
         except TurnFailed:
             raise
         except Exception as error:
@@ -141,8 +152,8 @@ class Answer:
                 exchange.record("failed", exchange.failed.status, exchange.failed)
             else:
                 exchange.record("completed", 200)
-            if self._on_complete is not None:
-                await self._on_complete()
+            if self.on_complete is not None:
+                await self.on_complete()
         except SekishoError as error:
             if not writer.begun:
                 raise
@@ -184,7 +195,7 @@ class Answer:
 
     def left(self, request: Request) -> SekishoError | None:
         """What a cancellation meant: an error to tell, or None where the client is gone. Records the usage."""
-        error = self._aborted
+        error = self.aborted
         self._exchange.record("failed" if error else "cancelled", error.status if error else 499, error)
         if error is None and not request.gone:
             raise asyncio.CancelledError

@@ -47,8 +47,9 @@ async def create(gateway: Gateway, call: Call) -> None:
         estimate_tokens(len(body), asked.turn.sampling.max_tokens),
         asked.turn.user,
     )
-    keep = partial(_keep, gateway, asked, encoder, owner) if asked.store else None
-    answer = Answer(exchange, encoder, keep)
+    answer = Answer(exchange, encoder)
+    if asked.store:
+        answer.on_complete = partial(_keep, gateway, asked, encoder, answer, owner)
     gateway.answers[asked.turn.id] = (owner, answer)
     if asked.background:
         await _start_background(gateway, call, asked, encoder, answer, exchange, turn)
@@ -81,9 +82,16 @@ async def _history(gateway: Gateway, asked: ResponsesRequest, key_id: str) -> li
     return items
 
 
-async def _keep(gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, key_id: str) -> None:
+async def _keep(
+    gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, answer: Answer, key_id: str
+) -> None:
     """Stores the response as it stands now."""
     response = encoder.response()
+    _, answer = gateway.answers.get(asked.turn.id, (key_id, None))
+    if answer is not None and isinstance(answer.aborted, Cancelled):  # not a failure, whatever the stream was told
+        response = {**response, "status": "cancelled", "error": None}
+    if isinstance(answer.aborted, Cancelled):
+        response = codec.cancelled({**response, "status": "in_progress", "error": None})
     now = gateway.clock.now()
     await gateway.store.put_response(
         ResponseRecord(
@@ -119,7 +127,7 @@ async def _start_background(
             exchange.close()
 
     try:
-        await _keep(gateway, asked, encoder, call.caller.key_id)
+        await _keep(gateway, asked, encoder, answer, call.caller.key_id)
         body = msgspec.json.encode(encoder.response())
     except BaseException:
         gateway.answers.pop(asked.turn.id, None)
@@ -159,17 +167,14 @@ async def cancel(gateway: Gateway, call: Call) -> None:
     at OpenAI."""
     response_id = call.params["response_id"]
     owner, answer = gateway.answers.get(response_id, ("", None))
-    if answer is not None and owner == call.caller.key_id:
+    if answer is not None and owner == call.caller.key_id and isinstance(answer.encoder, ResponsesEncoder):
+        response = codec.cancelled(answer.encoder.response())
+        body = msgspec.json.encode(response)
         record = await gateway.store.get_response(response_id, owner, gateway.clock.now())
         answer.abort(Cancelled("The response was cancelled."))
         if record is not None:
-            response = codec.cancelled(msgspec.json.decode(record.response))
-            body = msgspec.json.encode(response)
-            await gateway.store.put_response(msgspec.structs.replace(record, status="cancelled", response=body))
-            await call.request.respond(200, body)
-            return
-        await call.request.respond(200, msgspec.json.encode({"id": response_id, "object": "response",
-                                                             "status": "cancelled"}))  # fmt: skip
+            await gateway.store.put_response(msgspec.structs.replace(record, status=response["status"], response=body))
+        await call.request.respond(200, body)
         return
     record = await _stored(gateway, call)
     if record.status == "cancelled":
