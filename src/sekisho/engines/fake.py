@@ -5,7 +5,8 @@ It answers with the last message's text, less the directives in it:
     tokens:N        says N numbered words instead of the echo
     reason:WORD     thinks WORD first
     call:NAME {..}  calls a declared tool with this JSON, or with the rest of the line for a custom tool; repeatable;
-                    only where the last message is a user's (after a tool result it says `result: ...`)
+                    only where the last message is a user's (after a tool result it says `result: ...`). Where the
+                    request forces a tool, it is called with {} without being told
     delay:S         waits S seconds before the first piece          pace:S   waits S seconds before each later one
     stall:K         hangs for ever after K pieces                   crash:K  goes away after K pieces
     error:K         tells an error after K pieces                   status:N answers with HTTP status N
@@ -184,8 +185,12 @@ def turn_script(turn: Turn, prompt: Prompt | None = None) -> Script:
         if isinstance(part, ToolResult):
             texts.extend(inner.text for inner in part.content if isinstance(inner, Text))
     names = [] if turn.tool_choice.mode == "none" else [_called(tool) for tool in turn.tools]
+    text = "\n".join(texts)
+    if names and turn.tool_choice.mode in ("one", "required") and not _CALL.search(text):
+        wanted = [_called(tool) for tool in turn.tools if tool.name == turn.tool_choice.name]
+        text += f"\ncall:{(wanted or names)[0]} {{}}"
     return read_script(
-        "\n".join(texts),
+        text,
         tool_names=names,
         from_user=last.role != "tool",
         max_tokens=sampling.max_tokens,

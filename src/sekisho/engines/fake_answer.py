@@ -46,7 +46,7 @@ class Answer:
     def __init__(self, request: Request, settings: Settings) -> None:
         try:
             body = msgspec.json.decode(request.body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HttpError(400, str(error)) from None
         if not isinstance(body, dict):
             raise HttpError(400, "the body is not an object")
@@ -86,9 +86,12 @@ class Answer:
         body = self.body
         stop = body.get("stop") or []
         names = [tool["function"]["name"] for tool in body.get("tools") or [] if tool.get("type") == "function"]
+        choice = body.get("tool_choice")
+        if names and "call:" not in text and (choice == "required" or isinstance(choice, dict)):
+            text += f"\ncall:{choice['function']['name'] if isinstance(choice, dict) else names[0]} {{}}"
         return read_script(
             text,
-            tool_names=[] if body.get("tool_choice") == "none" else names,
+            tool_names=[] if choice == "none" else names,
             from_user=not self.chat or body["messages"][-1].get("role") != "tool",
             max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
             stop=[stop] if isinstance(stop, str) else stop,

@@ -86,6 +86,8 @@ class Connection(asyncio.Protocol):
             self._route(request)
         except HttpError as error:
             self._send(error.status, _encode(error.body))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:  # a request of another shape
+            self._send(400, _encode(HttpError(400, f"bad request: {error!r}").body))
 
     def _route(self, request: Request) -> None:
         settings = self._settings

@@ -34,6 +34,7 @@ from sekisho.ops.restart_policy import Exits, RestartPolicy
 log = logging.getLogger(__name__)
 
 _KILL: int = getattr(signal, "SIGKILL", 9)
+_NOT_STARTED = 127  # as a shell says it
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
@@ -131,7 +132,11 @@ class Supervisor:
 
     async def _stop(self) -> None:
         for order in sorted({child.spec.stop_order for child in self._children.values()}):
-            await asyncio.gather(*(c.stop() for c in self._children.values() if c.spec.stop_order == order))
+            these = [child for child in self._children.values() if child.spec.stop_order == order]
+            ends = await asyncio.gather(*(child.stop() for child in these), return_exceptions=True)
+            for child, end in zip(these, ends, strict=True):
+                if isinstance(end, BaseException):  # a mistake of ours; the others must stop all the same
+                    log.error("stopping %s failed", child.spec.name, exc_info=end)
         self._write()
         await self._guardian.stop()
         self._lock.release()
@@ -282,7 +287,12 @@ class _Child:
     async def _keep(self) -> None:
         while not self._stopping.is_set():
             began = self._clock.monotonic()
-            code = await self._live()
+            try:
+                code = await self._live()
+            except OSError as error:
+                self._log.write(f"cannot start {self.spec.argv[0]}: {error}\n".encode())
+                self._log.close()
+                code = _NOT_STARTED
             decision = self._exits.ended(
                 now_s=self._clock.monotonic(),
                 ran_s=self._clock.monotonic() - began,
@@ -305,7 +315,7 @@ class _Child:
         self._become("stopped", pid=None, birth=None, started_at=None)
 
     async def _live(self) -> int:
-        """Starts the process and waits for its end; its exit code, or 127 where it could not be started.
+        """Starts the process and waits for its end; its exit code. Raises OSError where it cannot be started.
 
         The pipes are our own and not asyncio's, whose `wait` would also wait for what the child left behind."""
         self._log.tail.clear()
@@ -313,12 +323,10 @@ class _Child:
         output, theirs_output = os.pipe()
         try:
             process = await self._spawn(theirs, theirs_output)
-        except OSError as error:
+        except BaseException:
             os.close(output)
             os.close(lifeline_end)
-            self._log.write(f"cannot start {self.spec.argv[0]}: {error}\n".encode())
-            self._log.close()
-            return 127
+            raise
         finally:
             os.close(theirs)
             os.close(theirs_output)
