@@ -43,22 +43,22 @@ def unexpected(where: str, error: Exception) -> SekishoError:
 
 
 class Answer:
-    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request). `on_complete` runs
-    before the last byte."""
+    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request). `aborted` keeps
+    that error. `on_complete` runs before the last byte."""
 
-    __slots__ = ("_aborted", "_encoder", "_exchange", "_task", "on_complete")
+    __slots__ = ("_aborted", "_exchange", "_task", "encoder", "on_complete")
 
     def __init__(self, exchange: Exchange, encoder: Encoder, on_complete: Complete | None = None) -> None:
         self._exchange = exchange
-        self._encoder = encoder
+        self.encoder = encoder
         self.on_complete = on_complete
-        self.aborted: SekishoError | None = None
+        self._aborted: SekishoError | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def aborted(self) -> SekishoError | None:
         """What ended it from outside."""
-        return self.aborted
+        return self._aborted
 
     async def done(self) -> None:
         """Waits until nothing of it runs any more."""
@@ -67,8 +67,8 @@ class Answer:
 
     def abort(self, error: SekishoError) -> None:
         """Cancels the turn; the client gets `error`. Does nothing when the answer is already done."""
-        if self._task is not None and not self._task.done() and self.aborted is None:
-            self.aborted = error
+        if self._task is not None and not self._task.done() and self._aborted is None:
+            self._aborted = error
             self._task.cancel()
 
     async def send_whole(self, request: Request, events: EventStream, headers: Sequence[Header]) -> None:
@@ -82,7 +82,7 @@ class Answer:
             self._exchange.record("completed", 200)
             if self.on_complete is not None:
                 await self.on_complete()
-            body = self._encoder.whole()
+            body = self.encoder.whole()
         if not request.gone:
             await request.respond(200, body, headers=headers)
 
@@ -93,8 +93,8 @@ class Answer:
         try:
             failed = await self._collect(None, events)
         except asyncio.CancelledError:
-            failed = failed_event(self.aborted or Draining("The server was stopped."))
-            self._encoder.feed([failed])
+            failed = failed_event(self._aborted or Draining("The server was stopped."))
+            self.encoder.feed([failed])
         if failed is not None:
             self._exchange.record("failed", failed.status, failed)
         else:
@@ -106,7 +106,7 @@ class Answer:
         self, request: Request, events: EventStream, headers: Sequence[Header], keepalive_s: float
     ) -> None:
         """Raises SekishoError or TurnFailed only while nothing has been sent; later trouble goes into the stream."""
-        writer = StreamWriter(request, self._encoder, headers, keepalive_s)
+        writer = StreamWriter(request, self.encoder, headers, keepalive_s)
         async with self._watched(request):
             try:
                 await self._pump(writer, events)
@@ -115,7 +115,7 @@ class Answer:
                 writer.close()
 
     async def _pump(self, writer: "StreamWriter", events: EventStream) -> None:
-        exchange, encoder = self._exchange, self._encoder
+        exchange, encoder = self._exchange, self.encoder
         try:
             async with aclosing(events) as batches:
                 async for batch in batches:
@@ -131,10 +131,10 @@ class Answer:
             if not exchange.finished:
                 raise EngineFailed("The engine's answer ended without an end.")
         except asyncio.CancelledError:
-            if self.aborted is None or not writer.begun:
+            if self._aborted is None or not writer.begun:
                 raise  # told apart in _Watched
             _uncancel()
-            await self._fail(writer, self.aborted)
+            await self._fail(writer, self._aborted)
         except TurnFailed:
             raise
         except Exception as error:
@@ -160,12 +160,12 @@ class Answer:
             log.error("stream %s cannot be completed: %s (%s)", exchange.id, error.message, error.id)
             if exchange.failed is None:
                 await self._fail(writer, error)
-        await writer.write(writer.opening() + self._encoder.end(), last=True)
+        await writer.write(writer.opening() + self.encoder.end(), last=True)
 
     async def _fail(self, writer: "StreamWriter", error: SekishoError) -> None:
         failed = failed_event(error)
         self._exchange.failed = failed
-        await writer.write(self._encoder.feed([failed]))
+        await writer.write(self.encoder.feed([failed]))
 
     async def _collect(self, request: Request | None, events: EventStream) -> Failed | None:
         """Feeds everything to the encoder. Errors become the returned Failed."""
@@ -173,7 +173,7 @@ class Answer:
             async with aclosing(events) as batches:
                 async for batch in batches:
                     self._exchange.observe(batch)
-                    self._encoder.feed(batch)
+                    self.encoder.feed(batch)
             if not self._exchange.finished and self._exchange.failed is None:
                 raise EngineFailed("The engine's answer ended without an end.")
         except SekishoError as error:
@@ -181,12 +181,12 @@ class Answer:
                 self._exchange.record("failed", error.status, error)
                 raise
             self._exchange.failed = failed_event(error)
-            self._encoder.feed([self._exchange.failed])
+            self.encoder.feed([self._exchange.failed])
         except Exception as error:
             if request is not None:
                 raise
             self._exchange.failed = failed_event(unexpected("background response", error))
-            self._encoder.feed([self._exchange.failed])
+            self.encoder.feed([self._exchange.failed])
         return self._exchange.failed
 
     def _watched(self, request: Request) -> "_Watched":
@@ -195,7 +195,7 @@ class Answer:
 
     def left(self, request: Request) -> SekishoError | None:
         """What a cancellation meant: an error to tell, or None where the client is gone. Records the usage."""
-        error = self.aborted
+        error = self._aborted
         self._exchange.record("failed" if error else "cancelled", error.status if error else 499, error)
         if error is None and not request.gone:
             raise asyncio.CancelledError

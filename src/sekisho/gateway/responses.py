@@ -87,10 +87,7 @@ async def _keep(
 ) -> None:
     """Stores the response as it stands now."""
     response = encoder.response()
-    _, answer = gateway.answers.get(asked.turn.id, (key_id, None))
-    if answer is not None and isinstance(answer.aborted, Cancelled):  # not a failure, whatever the stream was told
-        response = {**response, "status": "cancelled", "error": None}
-    if isinstance(answer.aborted, Cancelled):
+    if isinstance(answer.aborted, Cancelled):  # not a failure, whatever the stream was told
         response = codec.cancelled({**response, "status": "in_progress", "error": None})
     now = gateway.clock.now()
     await gateway.store.put_response(
@@ -169,12 +166,9 @@ async def cancel(gateway: Gateway, call: Call) -> None:
     owner, answer = gateway.answers.get(response_id, ("", None))
     if answer is not None and owner == call.caller.key_id and isinstance(answer.encoder, ResponsesEncoder):
         response = codec.cancelled(answer.encoder.response())
-        body = msgspec.json.encode(response)
-        record = await gateway.store.get_response(response_id, owner, gateway.clock.now())
         answer.abort(Cancelled("The response was cancelled."))
-        if record is not None:
-            await gateway.store.put_response(msgspec.structs.replace(record, status=response["status"], response=body))
-        await call.request.respond(200, body)
+        await answer.done()
+        await call.request.respond(200, msgspec.json.encode(response))
         return
     record = await _stored(gateway, call)
     if record.status == "cancelled":
