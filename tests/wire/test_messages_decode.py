@@ -266,6 +266,7 @@ def test_thinking_modes(thinking: Any, enabled: bool | None) -> None:
         ),
         ({"temperature": 1.5}, "temperature", "invalid_value"),
         ({"top_k": -1}, "top_k", "invalid_value"),
+        ({"top_k": 2**31}, "top_k", "invalid_value"),
         ({"colour": "red"}, "colour", "unknown_parameter"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens", None),
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens", "missing_required_parameter"),

@@ -186,6 +186,8 @@ def test_no_words_ask_for_the_model_only() -> None:
         ({"messages": [{"role": "user", "images": ["aGVsbG8gdGhlcmU="]}]}, "messages[0].images[0]", "invalid_value"),
         ({"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]}, "messages[0].tool_calls", None),
         ({"options": {"top_k": 1.5}}, "options.top_k", "invalid_type"),
+        ({"options": {"seed": 1e30}}, "options.seed", "invalid_value"),
+        ({"options": {"top_k": 10**40}}, "options.top_k", "invalid_value"),
         ({"options": {"temperature": -1}}, "options.temperature", "invalid_value"),
         ({"options": {"colour": 1}}, "options.colour", "unknown_parameter"),
         ({"colour": 1}, "colour", "unknown_parameter"),

@@ -167,7 +167,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     stream: bool | None = None
     temperature: _Fraction | None = None
     top_p: _Fraction | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: list[_Name] | None = None
     tools: list[ToolParam] | None = None
     tool_choice: ToolChoiceParam | None = None

@@ -89,6 +89,8 @@ def _image(data: str, at: str) -> Image:
 def _whole(value: float | None, name: str) -> int | None:
     if value is None:
         return None
+    if not -(2**63) <= value < 2**63:
+        raise InvalidRequest(f"'options.{name}' is out of range.", param=f"options.{name}")
     if value != int(value):
         raise InvalidRequest(f"'options.{name}' must be a whole number.", param=f"options.{name}", code="invalid_type")
     return int(value)
