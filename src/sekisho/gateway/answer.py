@@ -60,10 +60,10 @@ class Answer:
         """What ended it from outside."""
         return self._aborted
 
-    async def done(self) -> None:
-        """Waits until nothing of it runs any more."""
+    async def done(self, timeout_s: float = 5.0) -> None:
+        """Waits until nothing of it runs any more, but not for ever: its client may not be reading."""
         if self._task is not None:
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=timeout_s)
 
     def abort(self, error: SekishoError) -> None:
         """Cancels the turn; the client gets `error`. Does nothing when the answer is already done."""
