@@ -204,3 +204,24 @@ async def test_a_wrong_key_is_refused_at_the_gate_and_can_be_mended(page: Page, 
     await page.type("sk-test-4f1d")
     await page.press("Enter")
     await page.until("document.activeElement.id === 'composer-text'")
+
+
+_HEAVY = """[
+  '**a '.repeat(8000), '`a ``b '.repeat(4000), '_a '.repeat(10000), '[a]('.repeat(8000), '~~a '.repeat(8000),
+  '>'.repeat(3000) + 'x', '- '.repeat(20000) + 'x', '*'.repeat(20001) + 'y', '#' + ' '.repeat(20000) + 'x',
+  '```' + ' '.repeat(20000) + '`', '|a'.repeat(3000) + '\\n' + '|-'.repeat(3000), '- a\\n'.repeat(5000),
+]"""
+
+
+async def test_text_made_to_exhaust_the_page_is_drawn(page: Page, api: Api) -> None:
+    """Endless openers, deep nesting and long runs neither hang the page nor overflow its stack."""
+    await page.goto(api.url)
+    lengths = await page.eval(
+        f"""import('/static/markdown.js').then(m => {_HEAVY}.map(source => {{
+          const container = document.createElement('div');
+          m.renderMarkdown(container, source, () => document.createElement('figcaption'));
+          return container.textContent.length;
+        }}))"""
+    )
+    assert len(lengths) == 12
+    assert min(lengths) > 0

@@ -1,12 +1,12 @@
 // A small, safe Markdown: built from DOM nodes only, so text can never become markup. Headings, lists, quotes, code,
 // tables, rules, bold, italic, strike-through, inline code and links. What is not understood stays as it was written.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+// A model's text is not trusted to be kind: every pattern takes linear time, and nesting has an end.
+const DEEPEST = 16;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(\S.*)$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const RULE = /^ {0,3}([-*_])\s*(\1\s*){2,}$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
-const TABLE_LINE = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 // Spans are bounded, so that a text full of openers without an end costs time in proportion to its length.
 const INLINE =
   /(`+)([^`]|[^`][\s\S]{0,2000}?[^`])\1(?!`)|\*\*(?=\S)([\s\S]{0,2000}?\S)\*\*|\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)|(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]*[^\s_])_(?![\p{L}\p{N}_])|~~(?=\S)([\s\S]{0,2000}?\S)~~|\[([^\]\n]+)\]\(([^\s()]+(?:\([^\s()]*\))?)\)|(https?:\/\/[^\s<>"'`、。，．」』）】]+)|\\([\\`*_{}[\]()#+\-.!~>|])/gu;
@@ -27,7 +27,8 @@ export function renderMarkdown(container, source, decorateCode) {
   for (const node of old.slice(blocks.length)) node.remove();
 }
 
-function splitBlocks(lines) {
+function splitBlocks(lines, depth = 0) {
+  if (depth > DEEPEST) return [{ kind: "paragraph", text: lines.join("\n") }];
   const blocks = [];
   let at = 0;
   while (at < lines.length) {
@@ -39,18 +40,18 @@ function splitBlocks(lines) {
       at = takeFence(lines, at, fence, blocks);
     } else if (HEADING.test(line)) {
       const [, hashes, title] = HEADING.exec(line);
-      blocks.push({ kind: "heading", level: hashes.length, text: title });
+      blocks.push({ kind: "heading", level: hashes.length, text: title.trimEnd().replace(/ #+$/, "") });
       at += 1;
-    } else if (RULE.test(line)) {
+    } else if (isRule(line)) {
       blocks.push({ kind: "rule" });
       at += 1;
     } else if (QUOTE.test(line)) {
       const inside = takeWhile(lines, at, (each) => QUOTE.test(each));
-      blocks.push({ kind: "quote", blocks: splitBlocks(inside.map((each) => QUOTE.exec(each)[1])) });
+      blocks.push({ kind: "quote", blocks: splitBlocks(inside.map((each) => QUOTE.exec(each)[1]), depth + 1) });
       at += inside.length;
     } else if (ITEM.test(line)) {
       const inside = takeWhile(lines, at, (each, index) => listGoesOn(lines, index, each));
-      blocks.push(list(inside));
+      blocks.push(list(inside, depth));
       at += inside.length;
     } else if (line.includes("|") && at + 1 < lines.length && isTableRule(line, lines[at + 1])) {
       const rows = takeWhile(lines, at + 2, (each) => each.includes("|"));
@@ -68,7 +69,7 @@ function splitBlocks(lines) {
 function takeFence(lines, at, fence, blocks) {
   const closing = new RegExp(`^ {0,3}${fence[1][0]}{${fence[1].length},}\\s*$`);
   const body = takeWhile(lines, at + 1, (each) => !closing.test(each));
-  blocks.push({ kind: "code", language: fence[2], text: body.join("\n") });
+  blocks.push({ kind: "code", language: fence[2].trim().split(/\s/)[0], text: body.join("\n") });
   return at + 1 + body.length + 1; // an unclosed block, as it is while it streams, ends with the text
 }
 
@@ -80,7 +81,11 @@ function takeWhile(lines, start, goesOn) {
 
 function startsBlock(lines, index) {
   const line = lines[index];
-  return line.trim() === "" || [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(line));
+  return line.trim() === "" || isRule(line) || [FENCE, HEADING, QUOTE, ITEM].some((pattern) => pattern.test(line));
+}
+
+function isRule(line) {
+  return /^([-*_])\1{2,}$/.test(line.replace(/\s/g, ""));
 }
 
 function listGoesOn(lines, index, line) {
@@ -91,7 +96,7 @@ function listGoesOn(lines, index, line) {
   return !startsBlock(lines, index) && lines[index - 1].trim() !== "";
 }
 
-function list(lines) {
+function list(lines, depth) {
   const [, indent, marker] = ITEM.exec(lines[0]);
   const items = [];
   for (const line of lines) {
@@ -102,7 +107,7 @@ function list(lines) {
   return {
     kind: "list",
     start: /\d/.test(marker) ? parseInt(marker, 10) : null,
-    items: items.map((each) => splitBlocks([each[0], ...dedent(each.slice(1))])),
+    items: items.map((each) => splitBlocks([each[0], ...dedent(each.slice(1))], depth + 1)),
   };
 }
 
@@ -113,7 +118,8 @@ function dedent(lines) {
 }
 
 function isTableRule(head, line) {
-  return TABLE_LINE.test(line) && line.includes("-") && cells(head).length === cells(line).length;
+  const rules = cells(line);
+  return rules.every((cell) => /^:?-+:?$/.test(cell)) && rules.length === cells(head).length;
 }
 
 function cells(line) {
