@@ -298,6 +298,18 @@ async def test_the_key_goes_to_the_engine_and_nowhere_else(caplog: pytest.LogCap
     assert "sk-" not in caplog.text
 
 
+async def test_asking_for_health_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """An engine that is down is asked again and again; a turn that meets it is logged, the questions are not."""
+    engine = OpenAiHttpEngine(config(), "http://127.0.0.1:1/v1")
+    with caplog.at_level(logging.INFO):
+        assert (await engine.health()).state == "down"
+        assert not caplog.records
+        with pytest.raises(EngineUnavailable) as caught:
+            await collect(engine, say("a"))
+        assert caught.value.id in caplog.text
+    await engine.close()
+
+
 async def test_a_bare_address_means_v1(fake_url: str) -> None:
     """`http://host:port`, as people type it, is as good as with `/v1`."""
     engine = OpenAiHttpEngine(config(), fake_url.removesuffix("/v1") + "/")

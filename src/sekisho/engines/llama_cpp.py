@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,14 @@ class LlamaCppEngine(OpenAiHttpEngine):
     async def health(self) -> Health:
         """`ready` once it lists its model; `starting` while it loads; `down` comes with the worker's last lines."""
         try:
-            await self.models()
+            await self._list(logging.DEBUG)
         except EngineUnavailable as error:
             return await self._why(error)
         return Health("ready")
 
     async def _why(self, error: EngineUnavailable) -> Health:
         try:
-            status, _ = await self._ask("GET", self._root + "/health")
+            status, _ = await self._ask("GET", self._root + "/health", level=logging.DEBUG)
         except EngineUnavailable:
             return Health("down", error.message, log_tail(self._log_path))
         if status == 503:

@@ -161,18 +161,20 @@ class OpenAiHttpEngine:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> Response:
+    async def _send(
+        self, method: str, path: str, body: bytes, timeout_s: float, level: int = logging.WARNING
+    ) -> Response:
         """Sends a request and waits for the head of the answer. The caller must let go of the response."""
         try:
             return await self._http.send(method, path, body, timeout_s)
         except NotConnected as error:
-            raise self._trouble(error, "is not running") from error
+            raise self._trouble(error, "is not running", level) from error
         except Silent as error:
             timeout = EngineTimeout(f"The engine of {self.name} did not answer within {timeout_s:g} s")
-            self._note(timeout, error)
+            self._note(timeout, error, level)
             raise timeout from error
         except Broken as error:
-            raise self._trouble(error, "closed the connection before it answered") from error
+            raise self._trouble(error, "closed the connection before it answered", level) from error
 
     async def _read(self, response: Response, timeout_s: float) -> bytes:
         try:
@@ -197,10 +199,10 @@ class OpenAiHttpEngine:
             self._note(error)
         return error
 
-    async def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+    async def _ask(self, method: str, path: str, body: bytes = b"", level: int = logging.WARNING) -> tuple[int, Any]:
         """A question with a small JSON answer (None where it is not JSON)."""
         try:
-            response = await self._send(method, path, body, _QUESTION_TIMEOUT_S)
+            response = await self._send(method, path, body, _QUESTION_TIMEOUT_S, level)
             try:
                 answer = await self._read(response, _QUESTION_TIMEOUT_S)
             finally:
@@ -215,15 +217,15 @@ class OpenAiHttpEngine:
     def _unavailable(self, message: str) -> EngineUnavailable:
         return EngineUnavailable(f"The engine of {self.name} {message}", retry_after_s=_RETRY_AFTER_S)
 
-    def _trouble(self, cause: Exception, message: str) -> EngineUnavailable:
+    def _trouble(self, cause: Exception, message: str, level: int = logging.WARNING) -> EngineUnavailable:
         error = self._unavailable(message)
-        self._note(error, cause)
+        self._note(error, cause, level)
         return error
 
-    def _note(self, error: SekishoError, cause: Exception | None = None) -> None:
+    def _note(self, error: SekishoError, cause: Exception | None = None, level: int = logging.WARNING) -> None:
         """The cause goes into the log, under the id that the client is told."""
         why = [] if cause is None else [f"{type(cause).__name__}: {cause}"]
-        log.warning("%s: %s: %s (%s)", error.id, self.name, error.message, "; ".join(why + _notes(error)))
+        log.log(level, "%s: %s: %s (%s)", error.id, self.name, error.message, "; ".join(why + _notes(error)))
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -242,14 +244,18 @@ class OpenAiHttpEngine:
         return Embeddings(vectors, usage or Usage(0, 0))
 
     async def models(self) -> list[EngineModel]:
-        status, answer = await self._ask("GET", self._base + "/models")
+        return await self._list(logging.WARNING)
+
+    async def _list(self, level: int) -> list[EngineModel]:
+        status, answer = await self._ask("GET", self._base + "/models", level=level)
         if status != 200 or not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
             raise self._unavailable(f"does not list its models (status {status})")
         return [_model(entry) for entry in answer["data"] if isinstance(entry, dict) and "id" in entry]
 
     async def health(self) -> Health:
+        """Asked every moment while an engine starts, so what it finds is told and not logged."""
         try:
-            await self.models()
+            await self._list(logging.DEBUG)
         except EngineUnavailable as error:
             return Health("down", error.message)
         return Health("ready")
