@@ -16,7 +16,7 @@ from sekisho.settings import VERSION, Settings, SettingsError, add_model, defaul
 from sekisho.settings.document import SettingsProblem, read_document
 from sekisho.settings.loading import migrate
 
-unhurried = hypothesis.settings(deadline=None)
+unhurried = hypothesis.settings(deadline=None, max_examples=60)
 
 
 def problems(text: str) -> list[SettingsProblem]:
@@ -163,6 +163,20 @@ def test_environment_lies_over_the_file(tmp_path: Path) -> None:
     for port in ("0", "x", "70000", "１"):
         with pytest.raises(SettingsError, match="SEKISHO_PORT"):
             load(home, {"SEKISHO_PORT": port})
+
+
+def test_files_lie_beside_the_settings(tmp_path: Path) -> None:
+    """A relative file is looked for beside sekisho.yaml, wherever the server starts from; ~ is the user's folder."""
+    home = Home(tmp_path)
+    home.settings_file.write_text(
+        "models:\n- {name: a, path: models/a.gguf, mmproj: /abs/p.gguf, chat_template: ~/t.jinja}\n"
+        "- {name: b, path: builtin}\n- {name: c, engine: openai_http, url: 'http://a/v1', api_key_file: key}\n"
+    )
+    first, second, third = load(home, {}).models
+    assert (first.path, first.mmproj) == (str(tmp_path / "models/a.gguf"), "/abs/p.gguf")
+    assert first.chat_template == str(Path.home() / "t.jinja")
+    assert second.path == "builtin"
+    assert third.api_key_file == str(tmp_path / "key")
 
 
 def test_unreadable_files_are_settings_errors(tmp_path: Path) -> None:

@@ -297,6 +297,25 @@ def test_both_languages_take_the_same_values() -> None:
         assert names[0] == names[1], key
 
 
+def test_up_overrides_are_for_one_run(tmp_path: Path) -> None:
+    """--model takes a name, an alias or a file, and leaves this one model with its aliases; --host and --port win."""
+    from sekisho.cli.server import overridden
+    from sekisho.settings import load_text
+
+    settings = load_text(
+        "models: [{name: a, path: builtin}, {name: b, path: builtin, slots: 2}]\n"
+        "aliases: {fast: b, slow: a}\ndefault_model: a\n"
+    )
+    chosen = overridden(settings, "0.0.0.0", 80, "fast")
+    assert [(model.name, model.slots) for model in chosen.models] == [("b", 2)]
+    assert (chosen.aliases, chosen.default_model) == ({"fast": "b"}, None)
+    assert (chosen.gateway.host, chosen.gateway.port) == ("0.0.0.0", 80)
+    (tmp_path / "m.Q4.gguf").write_bytes(b"GGUF")
+    (own,) = overridden(settings, None, None, str(tmp_path / "m.Q4.gguf")).models
+    assert (own.name, own.path) == ("m.Q4", str(tmp_path / "m.Q4.gguf"))
+    assert overridden(settings, None, None, None) == settings
+
+
 def test_version(sekisho: Run) -> None:
     """The version is the package's own."""
     from sekisho import __version__

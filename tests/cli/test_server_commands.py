@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,12 @@ def ask(url: str, key: str) -> Any:
 
 def test_up_status_down(home: Path) -> None:
     """Detached, it answers with the key that it told; a second `up` tells the same address without a new key;
-    `status` shows it; `down` ends every process; then there is nothing to stop or to show."""
+    `status` shows it; `down` ends every process, and then nothing is noted as running."""
     first = program(home, "up", "--detach", "--json")
     assert first.returncode == 0, first.stdout + first.stderr
     told = json.loads(first.stdout)
     assert ask(told["url"], told["admin_key"])["choices"][0]["message"]["role"] == "assistant"
-    again = program(home, "up", "--detach", "--json")
+    again = program(home, "up", "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["already_running"] is True
     assert json.loads(again.stdout)["url"] == told["url"]
@@ -73,14 +73,17 @@ def test_up_status_down(home: Path) -> None:
     family = [psutil.Process(told["pid"]), *psutil.Process(told["pid"]).children(recursive=True)]
     assert program(home, "down").returncode == 0
     assert psutil.wait_procs(family, timeout=10)[1] == []
-    assert program(home, "down").returncode == 3
-    assert program(home, "status").returncode == 3
+    assert running(Home(home)) is None
 
 
-def test_up_in_the_foreground_prints_a_banner(home: Path) -> None:
-    """In the foreground it prints address, key, a line to paste and how to stop, and ends with 0 on Ctrl+C."""
+def test_up_in_the_foreground_prints_a_banner(home: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
+    """In the foreground it prints address, key, a line to paste and how to stop, and ends with 0 on Ctrl+C;
+    --port and --model are for this run alone."""
+    written = (home / "sekisho.yaml").read_text()
+    (home / "sekisho.yaml").write_text(written.replace("}]", "}, {name: other, engine: fake}]"))
+    port = unused_tcp_port_factory()
     environment = {**os.environ, "SEKISHO_HOME": str(home), "SEKISHO_LANG": "en", "PYTHONUNBUFFERED": "1"}
-    argv = [sys.executable, "-m", "sekisho", "up"]
+    argv = [sys.executable, "-m", "sekisho", "up", "--model", "other", "--port", str(port)]
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = []
@@ -93,8 +96,9 @@ def test_up_in_the_foreground_prints_a_banner(home: Path) -> None:
     banner = "".join(lines)
     key = next(line for line in lines if line.startswith("  sk-sekisho-")).strip()
     assert f"export SEKISHO_KEY={key}\n" in banner
-    assert "curl -sS http://127.0.0.1:" in banner
-    assert "Chat page: http://127.0.0.1:" in banner
+    assert f"curl -sS http://127.0.0.1:{port}/v1/chat/completions" in banner
+    assert f"Chat page: http://127.0.0.1:{port}/\n" in banner
+    assert "Models: other\n" in banner
 
 
 def test_taken_port_is_told(home: Path, unused_tcp_port: int) -> None:

@@ -3,7 +3,7 @@
 import re
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekisho.ops.catalogue import (
@@ -64,6 +64,7 @@ def test_kv_cache_of_a_known_model() -> None:
     assert kv_bytes(entry, 4096, 2, "q8_0") == kv_bytes(entry, 4096, 2, "f16") * 34 // 64
 
 
+@settings(deadline=None)
 @given(machines, wishes)
 def test_what_is_recommended_fits(hardware: Hardware, wish: Wish) -> None:
     """Each recommendation needs less than the machine has, at the wanted and at the longest context it names."""
@@ -85,6 +86,7 @@ def test_what_is_recommended_fits(hardware: Hardware, wish: Wish) -> None:
     assert named == suitable
 
 
+@settings(deadline=None)
 @given(machines, wishes, st.floats(1.0, 64.0))
 def test_more_memory_never_takes_a_model_away(hardware: Hardware, wish: Wish, extra_gib: float) -> None:
     """A machine with more memory runs everything that the smaller one runs."""

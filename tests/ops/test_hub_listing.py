@@ -1,7 +1,7 @@
 """Which files of a repository make a model."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekisho.ops.hub_listing import HubFile, HubTrouble, NoSuchModel, choose, parse_tree
@@ -25,6 +25,7 @@ def test_tree_reads_size_and_checksum_from_lfs() -> None:
     assert parse_tree(body) == [HubFile("sub/m.gguf", 5000, "f" * 64), HubFile("README.md", 7, None)]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_unreadable_tree_is_operational_trouble(body: bytes) -> None:
     """Whatever a broken hub answers is a HubTrouble or a list, never another exception."""

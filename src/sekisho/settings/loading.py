@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,7 +35,7 @@ def load(
         raise SettingsError(SettingsProblem("not UTF-8 text", hint="save it as UTF-8", source=source)) from error
     except OSError as error:
         raise SettingsError(SettingsProblem(f"cannot be read: {error.strerror}", source=source)) from error
-    return with_environment(load_text(text, source, notify), values)
+    return with_environment(anchored(load_text(text, source, notify), home.path), values)
 
 
 def load_text(text: str, source: str = "sekisho.yaml", notify: Callable[[str], None] | None = None) -> Settings:
@@ -73,6 +74,25 @@ def migrate(document: Document, migrations: Mapping[int, Migration], newest: int
         version += 1
         document.value["version"] = version
     return changes
+
+
+def anchored(settings: Settings, folder: Path) -> Settings:
+    """Files named in the settings, as absolute paths: `~` is the user's folder, relative ones lie beside the file."""
+
+    def absolute(value: str | None) -> str | None:
+        return None if value is None else str(folder / Path(value).expanduser())
+
+    models = tuple(
+        msgspec.structs.replace(
+            model,
+            path=model.path if model.path == "builtin" else absolute(model.path),
+            mmproj=absolute(model.mmproj),
+            chat_template=absolute(model.chat_template),
+            api_key_file=absolute(model.api_key_file),
+        )
+        for model in settings.models
+    )
+    return msgspec.structs.replace(settings, models=models)
 
 
 def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
