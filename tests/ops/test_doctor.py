@@ -100,6 +100,17 @@ def test_model_files(tmp_path: Path) -> None:
     assert len(doctor.check_model_files(more)) == 2
 
 
+def test_split_model_with_a_part_missing(tmp_path: Path) -> None:
+    """Of a split model every part must be there; the missing ones are named."""
+    first = gguf(tmp_path / "m-00001-of-00003.gguf")
+    gguf(tmp_path / "m-00003-of-00003.gguf")
+    model = ModelConfig(name="m", path=str(first))
+    (found,) = doctor.check_model_files(model)
+    assert (found.severity, "m-00002-of-00003.gguf" in found.why) == ("error", True)
+    gguf(tmp_path / "m-00002-of-00003.gguf")
+    assert [f.severity for f in doctor.check_model_files(model)] == ["ok"]
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[str]:
     """Lists one model at /v1 for the right key; /odd answers something else."""

@@ -19,6 +19,7 @@ from sekisho.engines import builtin, gguf_header
 from sekisho.engines.config import ModelConfig
 from sekisho.ops.hardware import detect
 from sekisho.ops.home import Home, running
+from sekisho.ops.hub_listing import SPLIT
 
 OLDEST_PYTHON = (3, 11)
 LOW_DISK_BYTES = 1 << 30
@@ -200,11 +201,23 @@ def _file_fault(path: Path, is_gguf: bool) -> tuple[str, str] | None:
         return "not a file", "name the GGUF file itself"
     if not os.access(path, os.R_OK):
         return "cannot be read", f"chmod u+r {path}"
+    if is_gguf and (missing := _missing_parts(path)):
+        return f"other parts of it are missing: {', '.join(missing)}", "fetch it again: sekisho model pull"
     try:
         fault = gguf_header.problem(path) if is_gguf else None
     except OSError as error:
         return error.strerror or str(error), "check the disk"
     return (fault, "fetch it again: sekisho model pull") if fault else None
+
+
+def _missing_parts(path: Path) -> list[str]:
+    """The parts of a split GGUF that do not lie beside its first one."""
+    match = SPLIT.match(path.name)
+    if match is None:
+        return []
+    count = int(match["parts"])
+    names = [f"{match['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+    return [name for name in names if not (path.parent / name).exists()]
 
 
 async def check_upstream(model: ModelConfig) -> Finding:
