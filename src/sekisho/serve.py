@@ -38,7 +38,7 @@ class Announcement(msgspec.Struct, frozen=True):
     """What the person who started the server is told. `admin_key` is there at the first start only."""
 
     url: str
-    home: Path
+    home: str
     models: tuple[str, ...]
     admin_key: str | None = None
     warnings: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Worker(msgspec.Struct, frozen=True):
     """Where a local engine listens and what its log is."""
 
     url: str
-    log_path: Path
+    log_path: str
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -107,7 +107,7 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     plan = _plan(home, settings)
     supervisor = Supervisor(home.run, _children(home, plan))
     _check_port(settings.gateway)
-    admin_key = await _first_key(home, settings)
+    await _prepare_database(home, settings)
     write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
     await supervisor.start()
     try:
@@ -117,8 +117,9 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
         await asyncio.wait({ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             warnings = ready.result()
+            admin_key = await _first_key(home, settings)  # now, when somebody will read it
             models = tuple(model.name for model in settings.models)
-            announce(Announcement(base_url(settings.gateway), home.path, models, admin_key, warnings))
+            announce(Announcement(base_url(settings.gateway), str(home.path), models, admin_key, warnings))
         else:
             ready.cancel()
         await stopping
@@ -137,7 +138,9 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback
 
 def _plan(home: Home, settings: Settings) -> Plan:
     workers = {
-        model.name: Worker(f"http://127.0.0.1:{llama_worker.free_port()}/v1", home.logs / f"engine-{_slug(model)}.log")
+        model.name: Worker(
+            f"http://127.0.0.1:{llama_worker.free_port()}/v1", str(home.logs / f"engine-{_slug(model)}.log")
+        )
         for model in settings.models
         if model.engine == "llama_cpp"
     }
@@ -161,7 +164,7 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
         if worker is not None:
             port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
             command = llama_worker.argv(model, port)
-            children.append(ChildSpec(f"engine-{_slug(model)}", command, worker.log_path, key, stop_order=1))
+            children.append(ChildSpec(f"engine-{_slug(model)}", command, Path(worker.log_path), key, stop_order=1))
     return children
 
 
@@ -179,9 +182,19 @@ def _check_port(config: GatewayConfig) -> None:
         ) from None
 
 
+async def _prepare_database(home: Home, settings: Settings) -> None:
+    """Brings the database up to date, so that the gateway's start does not have to. Raises StartFailed."""
+    from sekisho.core.errors import StoreUnavailable
+    from sekisho.store import Store
+
+    try:
+        await (await Store.open(database_url(home, settings))).close()
+    except StoreUnavailable as error:
+        raise StartFailed(f"The database cannot be used: {error.message}") from error
+
+
 async def _first_key(home: Home, settings: Settings) -> str | None:
-    """Makes the admin key when there has never been a key. Also brings the database up to date, so that the
-    gateway's start does not have to."""
+    """Makes the admin key when there has never been a key."""
     from sekisho.core.errors import StoreUnavailable
     from sekisho.store import KeySpec, Store
 
@@ -194,7 +207,7 @@ async def _first_key(home: Home, settings: Settings) -> str | None:
         finally:
             await store.close()
     except StoreUnavailable as error:
-        raise StartFailed(f"The database cannot be used: {error.message}") from error
+        raise StartFailed(f"The first key cannot be made: {error.message}") from error
 
 
 async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple[str, ...]:
@@ -244,7 +257,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
             model,
             worker.url if worker else None,
             worker_key if worker else None,
-            worker.log_path if worker else None,
+            Path(worker.log_path) if worker else None,
         )
         entries.append(Entry(model, engine, FairQueue(model.slots, config.queue_limit, config.queue_timeout_s)))
     default = settings.default_model or (entries[0].name if entries else None)
