@@ -97,8 +97,9 @@ def test_a_cut_off_download_is_recognised(tiny_gguf: Path, tmp_path: Path, size:
 
 
 def test_threads_are_cores_that_we_may_use() -> None:
-    """At least one thread, and no more than the machine's processors."""
-    assert 1 <= llama_worker.default_threads() <= (os.cpu_count() or 1)
+    """At least one thread, no more than the machine's processors, and one for a small model."""
+    assert 1 <= llama_worker.default_threads(10**10) <= (os.cpu_count() or 1)
+    assert llama_worker.default_threads(10**7) == 1
 
 
 async def test_the_worker_answers_nobody_without_the_key(
