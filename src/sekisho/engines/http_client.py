@@ -210,10 +210,10 @@ class _Connection(asyncio.Protocol):
     # --- the asker's side -------------------------------------------------------------------------------------------
 
     async def ask(self, message: bytes, timeout_s: float) -> Response:
+        self.has_said_something = False
         if self._transport is None or self._transport.is_closing():
             raise Broken("the connection was closed")
         self._begin()
-        self.has_said_something = False
         self._head = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, self._be_late, timeout_s)
         self._transport.write(message)
