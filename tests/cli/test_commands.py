@@ -224,6 +224,26 @@ def test_usage_in_all_forms(sekisho: Run, home: Path) -> None:
     assert answer(sekisho, "usage", "--month", "2026-08")["rows"] == []
 
 
+def test_usage_counts_what_a_killed_server_left(sekisho: Run, home: Path) -> None:
+    """Records that wait in the spool of a dead server are in the sums, once; the spool is empty afterwards."""
+    from sekisho.store import UsageRecord, UsageSpool
+
+    key = answer(sekisho, "key", "create", "--name", "taro")
+    spool = UsageSpool(home / "spool")
+    for number in range(3):
+        spool.append(
+            UsageRecord(
+                request_id=f"req_{number}", key_id=key["id"], model="m", protocol="chat", started_at=1_790_000_000.0,
+                duration_ms=5.0, status="completed", http_status=200, input_tokens=10, output_tokens=1,
+            )
+        )  # fmt: skip
+    spool.close()
+    for _ in range(2):
+        (row,) = answer(sekisho, "usage", "--month", "2026-09")["rows"]
+        assert (row["requests"], row["input_tokens"]) == (3, 30)
+    assert list((home / "spool").iterdir()) == []
+
+
 def test_model_add_keeps_comments_and_lists(sekisho: Run, home: Path, tmp_path: Path) -> None:
     """An address and the built-in can be added; a file that is no GGUF cannot; the file's comments stay."""
     home.mkdir()

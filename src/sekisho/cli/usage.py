@@ -14,6 +14,7 @@ from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settin
 from sekisho.cli.output import Output, plain
 
 if TYPE_CHECKING:
+    from sekisho.ops.home import Home
     from sekisho.store import Group, KeyRecord, Store, UsageSummary
 
 GROUPS = ("key", "model", "user", "day")
@@ -41,6 +42,7 @@ def usage(
     settings = settings_of(place)
 
     async def work(store: "Store") -> "tuple[list[UsageSummary], list[KeyRecord]]":
+        await _bring_in(store, place)
         return await store.usage_summary(since, until, by=groups), await store.list_keys(include_revoked=True)
 
     sums, keys = with_store(place, settings, work)
@@ -53,6 +55,18 @@ def usage(
         out.say("usage_none", month=name)
     else:
         _write_table(out, rows, groups, settings.gateway.currency, name)
+
+
+async def _bring_in(store: "Store", place: "Home") -> None:
+    """What a killed server left in its spool is counted now; the spool of a running one is its own."""
+    from sekisho.store import UsageSpool
+
+    spool = UsageSpool(place.spool)
+    try:
+        if spool.recover():
+            await spool.drain(store)
+    finally:
+        spool.close()
 
 
 def _groups(by: str) -> "tuple[Group, ...]":
