@@ -33,7 +33,10 @@ class Sealer:
         if not sealed.startswith(_PREFIX):
             return None
         try:
-            raw = base64.b64decode(sealed[len(_PREFIX) :].encode("ascii"), altchars=b"-_", validate=True)
+            body = sealed[len(_PREFIX) :].encode("ascii")
+            raw = base64.b64decode(body, altchars=b"-_", validate=True)
+            if base64.urlsafe_b64encode(raw) != body:
+                return None  # one text only stands for one sealing
             return self._cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], owner.encode()).decode()
         except (Base64Error, InvalidTag, ValueError):
             return None
