@@ -155,6 +155,8 @@ def main() -> None:
     def comparison() -> dict[str, object]:
         rounds, versions = compare(names, arguments.rounds, arguments.quick)
         print(report.table(rounds, versions, {name: each.note for name, each in CANDIDATES.items()}))
+        place = "proxy on core 0, upstream and load on core 1" if candidates.pinned() else "cores not pinned: too few"
+        print(f"- {place}")
         return {"rounds": [asdict(each) for each in rounds], "versions": versions, "quick": arguments.quick}
 
     save("gateway.json", comparison)
