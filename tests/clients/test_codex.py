@@ -1,0 +1,196 @@
+"""The Codex CLI, headless, against a real gateway: `codex exec` with a custom provider, as a user would set it up."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from gateway_harness import LiveGateway
+from npm_program import npm_program
+
+from sekisho.core.turn import Reasoning, ToolCall, ToolResult, Turn
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.fake import FakeEngine
+from sekisho.store import KeySpec
+
+pytestmark = [pytest.mark.client, pytest.mark.timeout(900)]
+
+TURN_TIMEOUT_S = 180
+# Codex says this of every model that its vendor does not list; it is not about the protocol.
+UNLISTED_MODEL = "Model metadata for"
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What `codex exec --json` printed, and how it ended. `folder` is where it worked."""
+
+    code: int
+    events: list[dict[str, Any]]
+    stderr: str
+    folder: Path
+
+    def items(self, kind: str) -> list[dict[str, Any]]:
+        items = [event["item"] for event in self.events if event["type"] == "item.completed"]
+        return [item for item in items if item["type"] == kind]
+
+    def complaints(self) -> list[str]:
+        """Everything that Codex calls an error."""
+        told = [event["message"] for event in self.events if event["type"] == "error"]
+        told += [item["message"] for item in self.items("error")]
+        return [message for message in told if not message.startswith(UNLISTED_MODEL)]
+
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    def answer(self) -> str:
+        """The one message of a turn that went through without a complaint."""
+        assert (self.code, self.complaints()) == (0, []), self.stderr
+        assert self.types()[-1] == "turn.completed"
+        (message,) = self.items("agent_message")
+        return str(message["text"])
+
+
+Codex = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def live(launch: Callable[..., LiveGateway]) -> LiveGateway:
+    """A gateway whose fake model has room for Codex's long prompt, and one whose context is too small for it."""
+    roomy = ModelConfig(name="fake", engine="fake", slots=8, options={"context_words": 100_000})
+    return launch(roomy, ModelConfig(name="small", engine="fake", options={"context_words": 100}))
+
+
+@pytest.fixture(scope="module")
+def engine(live: LiveGateway) -> FakeEngine:
+    engine = live.gateway.roster.entries["fake"].engine
+    assert isinstance(engine, FakeEngine)
+    return engine
+
+
+@pytest.fixture
+def codex(tmp_path: Path, live: LiveGateway) -> Codex:
+    """`codex(prompt, *arguments)` runs one turn in an empty folder."""
+    program = npm_program("@openai/codex", "codex", "codex")
+    home, folder = tmp_path / "codex-home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
+
+    def run(prompt: str, *arguments: str, key: str | None = None, model: str = "fake") -> Run:
+        provider = f'{{name="gw",base_url="{live.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
+        flags = ["--ignore-user-config", "--ephemeral", "--skip-git-repo-check", "--json"]
+        flags += ["-C", str(folder), "-s", "danger-full-access", "-m", model]
+        flags += ["-c", "model_provider=gw", "-c", f"model_providers.gw={provider}"]
+        done = subprocess.run(
+            [str(program), "exec", *flags, *arguments, prompt],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TURN_TIMEOUT_S,
+            env={**os.environ, "CODEX_HOME": str(home), "GW_KEY": key or live.key},
+            check=False,
+        )
+        events = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+        return Run(done.returncode, events, done.stderr, folder)
+
+    return run
+
+
+def parts(turn: Turn, kind: type) -> list[Any]:
+    return [part for message in turn.messages for part in message.parts if isinstance(part, kind)]
+
+
+def test_a_plain_answer(codex: Codex) -> None:
+    """The answer streams in and the turn completes, with usage and without a complaint."""
+    run = codex("hello from 京都")
+    assert run.answer() == "hello from 京都"
+    assert run.events[-1]["usage"]["output_tokens"] == 3
+
+
+def test_a_long_answer(codex: Codex) -> None:
+    """Two thousand pieces arrive in order and whole."""
+    assert codex("tokens:2000").answer().split() == [f"word{number}" for number in range(1, 2001)]
+
+
+def test_a_tool_round_trip(codex: Codex, engine: FakeEngine) -> None:
+    """Codex runs the command that the model called for, sends its output back, and gets the answer to it."""
+    before = len(engine.turns)
+    run = codex('call:exec_command {"cmd":"echo amber-$((40+2)) | tee made.txt"}')
+    assert "amber-42" in run.answer()
+    (command,) = run.items("command_execution")
+    assert (command["exit_code"], command["aggregated_output"]) == (0, "amber-42\n")
+    assert (run.folder / "made.txt").read_text() == "amber-42\n"
+    first, second = engine.turns[before:]
+    (call,) = parts(second, ToolCall)
+    (result,) = parts(second, ToolResult)
+    assert (call.name, call.id, parts(first, ToolCall)) == ("exec_command", result.call_id, [])
+
+
+def test_parallel_tools(codex: Codex, engine: FakeEngine) -> None:
+    """Two commands called in one turn both run, and both outputs come back to their own call."""
+    run = codex('call:exec_command {"cmd":"echo one > 1"} call:exec_command {"cmd":"echo two > 2"}')
+    run.answer()
+    assert [(run.folder / name).read_text() for name in "12"] == ["one\n", "two\n"]
+    results = parts(engine.turns[-1], ToolResult)
+    assert [result.call_id for result in results] == [call.id for call in parts(engine.turns[-1], ToolCall)]
+    assert len(results) == 2
+
+
+def test_a_namespaced_tool(codex: Codex, engine: FakeEngine) -> None:
+    """Codex finds a nested tool by name and namespace: it answers for that tool, and not that it knows none such."""
+    run = codex('call:multi_agent_v1.close_agent {"target":"nobody"}')
+    assert "unsupported call" not in run.answer()
+    (call,) = parts(engine.turns[-1], ToolCall)
+    assert (call.name, call.namespace) == ("close_agent", "multi_agent_v1")
+
+
+def test_reasoning_survives(codex: Codex, engine: FakeEngine) -> None:
+    """What the model thought before its call, sealed on the way, is told to it again with the call's output."""
+    codex('reason:hmm-so call:exec_command {"cmd":"true"}').answer()
+    (thought,) = parts(engine.turns[-1], Reasoning)
+    assert thought.text == "hmm-so"
+    assert "hmm-so" not in (thought.sealed or "")
+
+
+def test_an_output_schema(codex: Codex, engine: FakeEngine, tmp_path: Path) -> None:
+    """`--output-schema` reaches the engine as a strict schema, and the answer is the JSON."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({**schema, "additionalProperties": False}))
+    assert json.loads(codex('{"ok":true}', "--output-schema", str(file)).answer()) == {"ok": True}
+    form = engine.turns[-1].format
+    assert (form.kind, form.strict, (form.schema or {})["required"]) == ("json_schema", True, ["ok"])
+
+
+def test_a_spent_budget_ends_the_turn(codex: Codex, live: LiveGateway) -> None:
+    """One request, one clear message about the quota, and no second try."""
+    _, poor = live.create_key(KeySpec(name="codex-poor", budget_tokens=1))
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    assert live.client(poor).post("/v1/chat/completions", json=body).status_code == 200
+    refused = live.gateway.metrics.errors.labels("429", "insufficient_quota")
+    before = refused._value.get()
+    run = codex("hello", key=poor)
+    assert (run.code, run.types()[-1]) == (1, "turn.failed")
+    assert "Quota exceeded" in run.events[-1]["error"]["message"]
+    assert refused._value.get() == before + 1
+
+
+def test_a_prompt_that_does_not_fit_ends_the_turn(codex: Codex, live: LiveGateway) -> None:
+    """A context too small for Codex's prompt is told as that, at once."""
+    refused = live.gateway.metrics.errors.labels("400", "context_length_exceeded")
+    run = codex("hello", model="small")
+    assert (run.code, run.types()[-1]) == (1, "turn.failed")
+    assert "context" in run.events[-1]["error"]["message"]
+    assert refused._value.get() == 1
+
+
+def test_an_engine_that_breaks_in_mid_stream_ends_the_turn(codex: Codex, engine: FakeEngine) -> None:
+    """`response.failed` tells the cause with its id; Codex tries as often as it does for its vendor, then gives up."""
+    before = len(engine.turns)
+    run = codex("crash:2 a b c", "-c", "model_providers.gw.stream_max_retries=1")
+    assert (run.code, run.types()[-1]) == (1, "turn.failed")
+    assert "the fake engine broke (error id: err_" in run.events[-1]["error"]["message"]
+    assert run.items("agent_message") == [], "half an answer is not taken for one"
+    assert 1 <= len(engine.turns) - before <= 6
