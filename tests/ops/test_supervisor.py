@@ -222,6 +222,8 @@ async def test_a_tied_child_needs_no_guardian(tmp_path: Path) -> None:
     """A child that called `die_with_parent` ends even when the guardian is killed together with the supervisor."""
     pids = await killed_supervisor(tmp_path, {"tied": TIED}, end_guardian)
     await until(lambda: not lives(pids[0]))
+    async with Supervisor(tmp_path, []):  # which ends the grandchild, that knew of nothing
+        assert not any(map(lives, pids))
 
 
 async def test_the_next_supervisor_ends_what_was_left(tmp_path: Path) -> None:

@@ -170,7 +170,11 @@ def default_threads(size_bytes: int) -> int:
 
 
 def serve(config: ModelConfig, port: int, api_key: str) -> None:
-    """Loads the model and serves until this process is told to end. Raises `WorkerError`."""
+    """Loads the model and serves until this process is told to end. Raises `WorkerError`.
+
+    Signals keep their default: they end the process at once, while it loads, too. Whoever stops us has let the gateway
+    drain, and there is nothing here to save.
+    """
     path = model_path(config)
     check_port(port)
     _show_devices(config)
@@ -187,14 +191,6 @@ def serve(config: ModelConfig, port: int, api_key: str) -> None:
             final=False,
         ) from error
     print(f"serving {config.name} ({path}) on {server.listening_address}", file=sys.stderr, flush=True)  # noqa: T201
-    _wait_for_the_end()
-
-
-def _wait_for_the_end() -> None:
-    """Leaves at once on a signal: whoever stops us has let the gateway drain, and tearing llama.cpp down in the middle
-    of a decode is where it hangs."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
     while True:
         time.sleep(3600)
 
@@ -205,6 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", required=True, type=int)
     options = parser.parse_args(arguments)
     lifeline.die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     api_key = os.environ.pop(KEY_ENV, "")
     try:
         if not api_key:

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,6 +26,7 @@ from sekisho.core.clock import Clock, SystemClock
 from sekisho.engines import lifeline
 from sekisho.ops import process_tree
 from sekisho.ops.children_file import ChildrenFile, ChildStatus, State, read_children, replace_file
+from sekisho.ops.guardian_link import GuardianLink
 from sekisho.ops.instance_lock import InstanceLock
 from sekisho.ops.log_file import RotatingLog
 from sekisho.ops.restart_policy import Exits, RestartPolicy
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 _KILL: int = getattr(signal, "SIGKILL", 9)
 _NOT_STARTED = 127  # as a shell says it
-_GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -73,7 +72,7 @@ class Supervisor:
         self._clock = clock or SystemClock()
         self._on_change = on_change
         self._lock = InstanceLock(home / "supervisor.lock")
-        self._guardian = _Guardian()
+        self._guardian = GuardianLink()
         self._children: dict[str, _Child] = {}
         self._writable = True
         self._stopped: asyncio.Task[None] | None = None
@@ -180,63 +179,6 @@ def _end_leftovers(run: str, known: list[tuple[int, str]]) -> int:
     return process_tree.end(process_tree.leftovers(run, known))
 
 
-class _Guardian:
-    """Our end of the guardian process. Where there is none (Windows) every call does nothing."""
-
-    def __init__(self) -> None:
-        self._groups: set[int] = set()
-        self._process: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        if os.name == "posix":
-            await self._spawn()
-            self._watch = asyncio.create_task(self._respawn())
-
-    async def _spawn(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            str(_GUARDIAN),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for group in self._groups:
-            self._tell(f"+{group}")
-
-    async def _respawn(self) -> None:
-        while self._process is not None:
-            await self._process.wait()
-            log.warning("the guardian process ended; starting another")
-            await asyncio.sleep(1.0)
-            await self._spawn()
-
-    def add(self, group: int) -> None:
-        self._groups.add(group)
-        self._tell(f"+{group}")
-
-    def drop(self, group: int) -> None:
-        self._groups.discard(group)
-        self._tell(f"-{group}")
-
-    def _tell(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(line.encode() + b"\n")
-
-    async def stop(self) -> None:
-        if self._watch is not None and self._process is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-            self._tell("bye")
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            await self._process.wait()
-            self._process = self._watch = None
-
-
 class _Child:
     """One child through all its lives. One task starts it, waits for its end, decides, and starts it again."""
 
@@ -246,7 +188,7 @@ class _Child:
         run: str,
         policy: RestartPolicy,
         clock: Clock,
-        guardian: _Guardian,
+        guardian: GuardianLink,
         changed: Callable[[ChildStatus], None],
     ) -> None:
         self.spec = spec
