@@ -9,12 +9,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))  # the harness lies beside the gateway's tests
 
-from gateway_harness import FAKE, LiveGateway  # noqa: E402
+from gateway_harness import FAKE, LiveGateway
 
-from sekisho.gateway.config import GatewayConfig  # noqa: E402
-from sekisho.ops.home import Home  # noqa: E402
-from sekisho.serve import Plan  # noqa: E402
-from sekisho.settings import Settings  # noqa: E402
+from sekisho.gateway.config import GatewayConfig
+from sekisho.ops.home import Home
+from sekisho.serve import Plan
+from sekisho.settings import Settings
 
 
 @pytest.mark.parametrize("language", ["ja-JP", "en-GB"])
@@ -22,7 +22,7 @@ async def test_a_person_talks_to_the_model_and_stops_it(open_page: Any, tmp_path
     """Key, question, streamed answer, figures; then Escape in mid-answer frees the engine's slot; the usage of both
     is recorded; nothing was refused by the page's policy."""
     settings = Settings(gateway=GatewayConfig(port=0), models=(FAKE,))
-    live = LiveGateway(Home(tmp_path / "home").create(), Plan(settings, {}))
+    live = await asyncio.to_thread(LiveGateway, Home(tmp_path / "home").create(), Plan(settings, {}))
     await asyncio.to_thread(live.start)
     try:
         page = await open_page(language)
