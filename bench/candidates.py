@@ -146,8 +146,9 @@ def gateway_command(site: Site) -> list[str]:
     key_file = site.folder / "key"
     key_file.write_text(KEY)
     key_file.chmod(0o600)
-    command = [sys.executable, str(HERE / "server.py"), "--port", str(site.port)]
-    return [*command, "--upstream", site.upstream_url, "--key-file", str(key_file)]
+    server = [sys.executable, str(HERE / "server.py"), "--home", str(site.folder / "home")]
+    _run([*server, "--prepare", str(key_file)])
+    return [*server, "--port", str(site.port), "--upstream", site.upstream_url]
 
 
 CANDIDATES = {
