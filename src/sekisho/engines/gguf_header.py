@@ -3,11 +3,14 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
 _MAGIC = b"GGUF"
+# A model in several files may have only metadata in the first.
+_FIRST_OF_MANY = re.compile(r"-00001-of-\d{5}\.gguf$")
 _STRING, _ARRAY = 8, 9
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
@@ -23,14 +26,14 @@ def problem(path: Path) -> str | None:
         version, tensors, pairs = struct.unpack("<IQQ", head[4:])
         if version not in (2, 3):
             return f"GGUF version {version} is not supported"
-        if not tensors or not pairs:
+        if not pairs or (not tensors and not _FIRST_OF_MANY.search(path.name)):
             return "a GGUF file without weights"
         try:
             _keys(file, pairs)
             starts = [_tensor_start(file) for _ in range(tensors)]
         except (EOFError, ValueError, UnicodeDecodeError):
             return "cut off or damaged: its head cannot be read"
-        if file.tell() + max(starts) >= path.stat().st_size:
+        if starts and file.tell() + max(starts) >= path.stat().st_size:
             return "cut off: the file ends before its last weights (an unfinished download?)"
     return None
 
