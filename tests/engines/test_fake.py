@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,21 @@ def test_any_text_makes_a_script(text: str) -> None:
     script = read_script(text, tool_names=["add"])
     if ":" not in text:
         assert "".join(script.pieces) == text
+
+
+async def test_instructions_after_the_question_steer_nothing() -> None:
+    """Coding agents put instructions behind what their user said: the user's words are what counts, in both fakes."""
+    late = Message("system", (Text("Available: call:add"),))
+    turn = say('call:add {"x":1}', tools=(ADD,))
+    turn = msgspec.structs.replace(turn, messages=(*turn.messages, late))
+    server, port, _ = await fake_server.start(fake_server.Settings())
+    url = f"http://127.0.0.1:{port}/v1"
+    async with server:
+        there = OpenAiHttpEngine(ModelConfig("m", engine="openai_http", url=url), url)
+        for one in (engine(), there):
+            calls = [event for event in await collect(one, turn) if isinstance(event, ToolCallDelta)]
+            assert "".join(call.arguments for call in calls) == '{"x":1}'
+        await there.close()
 
 
 @given(st.text(), st.integers(1, 300))

@@ -1,11 +1,12 @@
-"""A deterministic engine for tests, steered by words in the last message. `fake_server` says the same over HTTP.
+"""A deterministic engine for tests, steered by words in the last message that is not an instruction. `fake_server` says
+the same over HTTP.
 
-It answers with the last message's text, less the directives in it:
+It answers with that message's text, less the directives in it:
 
     tokens:N        says N numbered words instead of the echo
     reason:WORD     thinks WORD first
     call:NAME {..}  calls a declared tool with this JSON, or with the rest of the line for a custom tool; repeatable;
-                    only where the last message is a user's (after a tool result it says `result: ...`). Where the
+                    only where that message is a user's (after a tool result it says `result: ...`). Where the
                     request forces a tool, it is called with {} without being told
     delay:S         waits S seconds before the first piece          pace:S   waits S seconds before each later one
     stall:K         hangs for ever after K pieces                   crash:K  goes away after K pieces
@@ -179,7 +180,8 @@ def turn_script(turn: Turn, prompt: Prompt | None = None) -> Script:
     sampling = turn.sampling
     if prompt is not None:
         return read_script(prompt_text(prompt), max_tokens=sampling.max_tokens, stop=sampling.stop)
-    last = turn.messages[-1]
+    asked = [message for message in turn.messages if message.role not in ("system", "developer")]
+    last = (asked or turn.messages)[-1]
     texts = [part.text for part in last.parts if isinstance(part, Text)]
     for part in last.parts:
         if isinstance(part, ToolResult):

@@ -77,10 +77,16 @@ class Answer:
             messages = self.body.get("messages")
             if not isinstance(messages, list) or not messages:
                 raise HttpError(400, "'messages' is required")
-            return [_text(messages[-1])]
+            return [_text(self._asked())]
         prompt = self.body.get("prompt", "")
         many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
         return [_prompt_text(one) for one in (prompt if many else [prompt])]
+
+    def _asked(self) -> Json:
+        """The last message that is not an instruction."""
+        messages: list[Json] = self.body["messages"]
+        asked = [message for message in messages if message.get("role") not in ("system", "developer")]
+        return (asked or messages)[-1]
 
     def _script(self, text: str) -> Script:
         body = self.body
@@ -92,7 +98,7 @@ class Answer:
         return read_script(
             text,
             tool_names=[] if choice == "none" else names,
-            from_user=not self.chat or body["messages"][-1].get("role") != "tool",
+            from_user=not self.chat or self._asked().get("role") != "tool",
             max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
             stop=[stop] if isinstance(stop, str) else stop,
         )
