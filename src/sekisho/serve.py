@@ -104,7 +104,7 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         _on_signal(loop, number, stop.set)
-    plan = _plan(home, settings)
+    plan = make_plan(home, settings)
     supervisor = Supervisor(home.run, _children(home, plan))
     _check_port(settings.gateway)
     await _prepare_database(home, settings)
@@ -136,7 +136,7 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
 
 
-def _plan(home: Home, settings: Settings) -> Plan:
+def make_plan(home: Home, settings: Settings) -> Plan:
     workers = {
         model.name: Worker(
             f"http://127.0.0.1:{llama_worker.free_port()}/v1", str(home.logs / f"engine-{_slug(model)}.log")
@@ -144,6 +144,8 @@ def _plan(home: Home, settings: Settings) -> Plan:
         for model in settings.models
         if model.engine == "llama_cpp"
     }
+    if os.environ.get("DATABASE_URL"):  # may hold a password: the gateway reads it from its own environment
+        settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=None))
     return Plan(settings, workers)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sekisho.engines.profiles import PROFILES
 from sekisho.ops.home import Home
 from sekisho.settings.checks import check
 from sekisho.settings.document import Document, SettingsError, SettingsProblem, read_document
@@ -35,11 +36,17 @@ def load(
         raise SettingsError(SettingsProblem("not UTF-8 text", hint="save it as UTF-8", source=source)) from error
     except OSError as error:
         raise SettingsError(SettingsProblem(f"cannot be read: {error.strerror}", source=source)) from error
-    return with_environment(anchored(load_text(text, source, notify), home.path), values)
+    return with_environment(anchored(load_text(text, source, notify, values), home.path), values)
 
 
-def load_text(text: str, source: str = "sekisho.yaml", notify: Callable[[str], None] | None = None) -> Settings:
-    """Reads settings from text alone. Raises SettingsError with all problems found."""
+def load_text(
+    text: str,
+    source: str = "sekisho.yaml",
+    notify: Callable[[str], None] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Reads settings from text and, for the runtime profile, from `environment`. Raises SettingsError with all
+    problems found."""
     document = read_document(text, source)
     if not isinstance(document.value, dict):
         document.problem((), "expected `name: value` lines at the top of the file")
@@ -47,6 +54,7 @@ def load_text(text: str, source: str = "sekisho.yaml", notify: Callable[[str], N
     for change in migrate(document, MIGRATIONS, VERSION):
         if notify is not None:
             notify(f"{source}: {change}")
+    fill_from_profile(document, environment or {})
     settings = fit(document, document.value, Settings)
     if settings is not msgspec.UNSET:
         check(document, settings)
@@ -74,6 +82,32 @@ def migrate(document: Document, migrations: Mapping[int, Migration], newest: int
         version += 1
         document.value["version"] = version
     return changes
+
+
+def fill_from_profile(document: Document, environment: Mapping[str, str]) -> None:
+    """Lays the runtime profile (SEKISHO_PROFILE, else `profile`) and SEKISHO_CONTEXT and SEKISHO_DEVICES under the
+    lines of local models, in memory. The built-in model keeps its own context: it was trained for it."""
+    name = environment.get("SEKISHO_PROFILE") or document.value.get("profile")
+    gaps: dict[str, Any] = {}
+    if name is not None:
+        if not isinstance(name, str) or name not in PROFILES:
+            valid = ", ".join(PROFILES)
+            document.problem(("profile",), f"there is no runtime profile {name!r}", f"one of {valid}")
+            return
+        gaps |= {field: value for field, value in msgspec.structs.asdict(PROFILES[name]).items() if value is not None}
+    if context := environment.get("SEKISHO_CONTEXT"):
+        if not context.isascii() or not context.isdigit() or int(context) < 1:
+            raise SettingsError(SettingsProblem("must be a number of tokens", "SEKISHO_CONTEXT", source="environment"))
+        gaps["context"] = int(context)
+    if devices := environment.get("SEKISHO_DEVICES"):
+        gaps["devices"] = devices
+    models = document.value.get("models")
+    for model in models if gaps and isinstance(models, list) else []:
+        if isinstance(model, dict) and model.get("engine", "llama_cpp") == "llama_cpp":
+            if model.get("path") == "builtin":
+                continue
+            for field, value in gaps.items():
+                model.setdefault(field, value)
 
 
 def anchored(settings: Settings, folder: Path) -> Settings:

@@ -12,7 +12,8 @@ BUILTIN_MODEL = ModelConfig(name="sekisho-mini", path="builtin")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`default_model` answers when a client names none (None: the first). `aliases`: other names for models."""
+    """`default_model` answers when a client names none (None: the first). `aliases`: other names for models.
+    `profile` fills what the lines of local models leave open (`engines.profiles`)."""
 
     version: int = VERSION
     gateway: GatewayConfig = GatewayConfig()
@@ -20,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: tuple[ModelConfig, ...] = (BUILTIN_MODEL,)
     default_model: str | None = None
     aliases: dict[str, str] = {}
+    profile: str | None = None
 
     def model(self, name: str) -> ModelConfig | None:
         """The model of this name or alias."""
