@@ -26,7 +26,7 @@ FAKE = ModelConfig(name="fake", engine="fake", slots=64)
 _ERROR_ID = re.compile(r"err_[A-Za-z0-9]+")
 
 
-def eventually(fact: Callable[[], Any], within_s: float = 20.0) -> Any:
+def eventually(fact: Callable[[], Any], within_s: float = 8.0) -> Any:
     """The first true value of `fact`, or its last one; generous, because a loaded machine is slow and not wrong."""
     deadline = time.monotonic() + within_s
     while not (found := fact()) and time.monotonic() < deadline:

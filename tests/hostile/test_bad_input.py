@@ -1,11 +1,10 @@
 """Bodies that nobody should send: each protocol refuses them in its own words, and nobody pays for them."""
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hostile_harness import refused
+from hostile_harness import eventually, refused
 
 if TYPE_CHECKING:
     from conftest import Target
@@ -395,7 +394,6 @@ def test_a_running_response_of_another_key_cannot_be_cancelled(target: "Target")
     body = {"model": "fake", "input": "tokens:3 pace:0.3", "background": True}
     started = target.colleague.post("/v1/responses", json=body).json()
     refused("responses", target.client.post(f"/v1/responses/{started['id']}/cancel"), 404)
-    from hostile_harness import eventually
 
     def done() -> bool:
         return bool(target.colleague.get(f"/v1/responses/{started['id']}").json()["status"] == "completed")
@@ -404,8 +402,9 @@ def test_a_running_response_of_another_key_cannot_be_cancelled(target: "Target")
     target.paid[0] += 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=99999999999999999999", "order=%00", "order=up", "limit=%FF",
-                                   "limit=٣"])  # fmt: skip
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=x", "limit=99999999999999999999", "order=%00", "order=up", "limit=%FF", "limit=٣"]
+)
 def test_bad_queries_are_refused(target: "Target", query: str) -> None:
     """Limits that are no numbers, unknown orders, bytes that are no text: 400."""
     mine = target.client.post("/v1/responses", json=BODIES["responses"][1])

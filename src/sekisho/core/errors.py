@@ -11,6 +11,7 @@ SekishoError              has an HTTP status, OpenAI's `type` and `code`, a mess
 │   ├── MethodNotAllowed  405
 │   ├── BodyTimeout       408, the body came too slowly
 │   ├── TooLarge          413
+│   ├── HeadTooLarge      431
 │   ├── RateLimited       429 rate_limit_exceeded, with Retry-After
 │   └── QuotaSpent        429 insufficient_quota
 ├── ServiceError          operational trouble of our own (5xx), never shown as 401
@@ -94,6 +95,11 @@ class BodyTimeout(RequestError):
 class TooLarge(RequestError):
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLarge(RequestError):
+    status = 431
+    code = "head_too_large"
 
 
 class RateLimited(RequestError):

@@ -62,6 +62,8 @@ class Request:
         """The whole body. Raises TooLarge, BodyTimeout, ClientGone."""
         declared = self.headers.get(b"content-length", b"0")
         too_large = declared.isdigit() and int(declared) > limit_bytes
+        if too_large and (int(declared) > _DISCARD_BYTES or b"expect" in self.headers):
+            raise _too_large(limit_bytes)  # nobody waits for a body that is not to be read
         if b"content-encoding" in self.headers and self.headers[b"content-encoding"].lower() != b"identity":
             raise InvalidRequest("Compressed request bodies are not taken: send the JSON as it is.")
         try:
@@ -73,6 +75,8 @@ class Request:
                         return chunk
                 return await self._long_body(message, limit_bytes, too_large)
         except TimeoutError:
+            if too_large:
+                raise _too_large(limit_bytes) from None
             raise BodyTimeout(f"The request body did not arrive within {timeout_s:g} s.") from None
 
     async def _long_body(self, message: Message, limit_bytes: int, too_large: bool) -> bytes:
@@ -93,7 +97,7 @@ class Request:
                 break
             message = await self._receive()
         if too_large:
-            raise TooLarge(f"The request body is larger than the limit of {limit_bytes} bytes.")
+            raise _too_large(limit_bytes)
         return b"".join(chunks)
 
     async def watch(self, task: asyncio.Task[None]) -> None:
@@ -124,3 +128,7 @@ class Request:
             }
         )
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The request body is larger than the limit of {limit_bytes} bytes.")

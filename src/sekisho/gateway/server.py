@@ -1,19 +1,16 @@
-"""uvicorn, with our error shape for broken HTTP, our drain, and structured logs."""
+"""uvicorn, with our connections, our drain, and structured logs."""
 
 import asyncio
 import logging
 import socket
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sekisho.core.errors import InvalidRequest
-from sekisho.wire import openai_error
-from sekisho.wire.base import ErrorView
+from sekisho.gateway.connection import Connection
 
 if TYPE_CHECKING:
     from sekisho.gateway.app import Gateway
@@ -32,57 +29,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["traceback"] = traceback.format_exception(record.exc_info[1])
         return msgspec.json.encode(line).decode()
-
-
-class _OneWrite:
-    """A transport that sends an answer's head together with what follows it: one system call and one segment less
-    for every answer. uvicorn writes the head by itself, and every caller of ours sends the body right after it."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
-            self._head += data
-            return
-        if self._head:
-            data, self._head = self._head + data, b""
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """Sends a head that nothing follows (the answer to a HEAD)."""
-        if self._head:
-            data, self._head = self._head, b""
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _Protocol(HttpToolsProtocol):
-    """Writes answers in one piece, and answers what is not HTTP in our error shape."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own is
-        self._one_write = _OneWrite(transport)
-        super().connection_made(cast(asyncio.Transport, self._one_write))
-
-    def on_response_complete(self) -> None:
-        self._one_write.flush()
-        super().on_response_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        view = ErrorView.of(InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
-        body = openai_error.error_body(view)
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
-        )
-        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -111,7 +57,7 @@ def server(gateway: "Gateway") -> uvicorn.Server:
             gateway,
             host=config.host.strip("[]"),
             port=config.port,
-            http=_Protocol,
+            http=Connection,
             loop="auto",
             ws="none",
             interface="asgi3",

@@ -1,0 +1,160 @@
+"""One connection: uvicorn's, with our error shape for what is not HTTP, and with an end to everything."""
+
+import asyncio
+import http
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from sekisho.core.errors import BodyTimeout, HeadTooLarge, InvalidRequest, RequestError
+from sekisho.wire import openai_error
+from sekisho.wire.base import ErrorView
+
+if TYPE_CHECKING:
+    from sekisho.gateway.app import Gateway
+
+HEAD_LIMIT_BYTES = 64 * 1024
+# What a client may send behind a request that is still being answered.
+AHEAD_LIMIT_BYTES = 1024 * 1024
+LINGER_S = 1.0
+
+
+class _OneWrite:
+    """A transport that sends an answer's head together with what follows it: one system call and one segment less
+    for every answer. uvicorn writes the head by itself, and every caller of ours sends the body right after it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
+            self._head += data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Sends a head that nothing follows (the answer to a HEAD)."""
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Connection(HttpToolsProtocol):
+    """Bounds what uvicorn leaves open: a head's size and time, what is sent ahead, and who hears of a lost client."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        gateway: Gateway = self.config.app  # type: ignore[assignment]
+        self._head_timeout_s = gateway.config.body_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_began = False  # in the piece of data that is being parsed
+        self._head_bytes = 0
+        self._ahead_bytes = 0
+        self._answering: RequestResponseCycle | None = None
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own is
+        self._one_write = _OneWrite(transport)
+        super().connection_made(cast(asyncio.Transport, self._one_write))
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the request that came last; the one that is being answered may be an earlier one."""
+        self._end_head()
+        super().connection_lost(exc)
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._head_timer is not None:
+            # The piece in which a head begins may hold another request's end: it does not count.
+            self._head_bytes = 0 if self._head_began else self._head_bytes + len(data)
+            self._head_began = False
+            if self._head_bytes > HEAD_LIMIT_BYTES:
+                self._refuse(431, HeadTooLarge(f"The request's head is larger than {HEAD_LIMIT_BYTES} bytes."))
+        if self.pipeline:
+            # uvicorn would stop reading, and so not see that the client leaves.
+            self._ahead_bytes += len(data)
+            if self._ahead_bytes > AHEAD_LIMIT_BYTES:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_began = True
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        self._ahead_bytes = 0
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._one_write.flush()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_is_late)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.headers is None:  # not a word was said
+            self.transport.close()
+        else:
+            text = f"The request's head did not arrive within {self._head_timeout_s:g} s."
+            self._refuse(408, BodyTimeout(text, code="head_timeout"))
+
+    def _refuse(self, status: int, error: RequestError) -> None:
+        """Answers and hangs up; in the middle of another answer only hangs up. Reads on for a moment: closing before
+        everything was read would reset the connection, and the client would not see the answer."""
+        self._end_head()
+        self._refused = True
+        if self.transport.is_closing():
+            return
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # this is its answer
+            cycle.message_event.set()
+        view = ErrorView.of(error)
+        body = openai_error.error_body(view)
+        self.transport.write(
+            b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-error-id: %b\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b"
+            % (status, http.HTTPStatus(status).phrase.encode(), view.id.encode(), len(body), body)
+        )
+        self._one_write.flush()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
