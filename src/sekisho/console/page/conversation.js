@@ -101,6 +101,8 @@ export class Conversation {
   }
 }
 
+const SHORTEST_WINDOW_MS = 100;
+
 function absorb(answer, chunk, clock) {
   const choice = chunk.choices?.[0];
   const delta = choice?.delta ?? {};
@@ -120,7 +122,9 @@ function measure(answer, clock) {
   if (!clock.first) return;
   answer.firstMs = clock.first - clock.asked;
   const tokens = answer.usage?.completion_tokens ?? 0;
-  if (tokens > 1 && clock.last > clock.first) answer.tokensPerS = ((tokens - 1) * 1000) / (clock.last - clock.first);
+  const windowMs = clock.last - clock.first;
+  // Tokens that came in one read tell when they were delivered, not how fast they were made: no figure then.
+  if (tokens > 1 && windowMs >= SHORTEST_WINDOW_MS) answer.tokensPerS = ((tokens - 1) * 1000) / windowMs;
 }
 
 // Plain data, so that it survives a reload.
