@@ -347,3 +347,14 @@ def test_a_request_id_of_the_client_comes_back_only_if_it_is_harmless(live: Live
     """A plain id is echoed; one that could break a header or a log is replaced."""
     assert live.client().get("/healthz", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert live.client().get("/healthz", headers={"x-request-id": "a b\t;"}).headers["x-request-id"].startswith("req_")
+
+
+def test_a_programmers_error_is_500_with_an_id_and_leaves_its_record(
+    live: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback reaches the client, the log has it under the id, and the usage says failed."""
+    monkeypatch.setattr(live.gateway.roster, "run", lambda turn: 1 / 0)
+    answer = live.client().post("/v1/chat/completions", json=chat("hi"))
+    assert (answer.status_code, error(answer)["code"]) == (500, "internal_error")
+    assert "ZeroDivision" not in answer.text
+    assert [(row.status, row.http_status) for row in live.usage(1)] == [("failed", 500)]

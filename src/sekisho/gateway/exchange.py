@@ -1,15 +1,18 @@
 """The account of one request from admission to its usage record."""
 
+import logging
 from collections.abc import Sequence
 
 from sekisho.core.clock import Clock
-from sekisho.core.errors import SekishoError
+from sekisho.core.errors import SekishoError, StoreUnavailable
 from sekisho.core.events import Event, Failed, Finished, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.limits import Reservation
 from sekisho.gateway.metrics import Metrics
 from sekisho.store import UsageRecord, UsageStatus
+
+log = logging.getLogger("sekisho.gateway.exchange")
 
 _DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta, RefusalDelta)
 
@@ -133,6 +136,12 @@ class Exchange:
             self._holder.meter.settle(self._reservation, usage.input_tokens + usage.output_tokens)
 
     def close(self) -> None:
-        """Gives back what is still reserved; an answer whose tokens nobody counted keeps its estimate in the window."""
+        """Gives back what is still reserved; an answer whose tokens nobody counted keeps its estimate in the window.
+        A turn that nothing recorded broke on a programmer's error: it leaves its record all the same."""
+        if not self._recorded:
+            try:
+                self.record("failed", 500)
+            except StoreUnavailable as error:
+                log.error("usage of %s is lost: %s (%s)", self.id, error.message, error.id)
         used = self._reservation.tokens if self._deltas else 0
         self._holder.meter.settle(self._reservation, used)
