@@ -221,6 +221,32 @@ async def test_kill_9_of_the_worker_ends_every_stream(small: ModelConfig, tmp_pa
     await child.communicate()
 
 
+PICKY_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
+    "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+async def test_late_instructions_reach_a_model_whose_template_refuses_them(small: ModelConfig, tmp_path: Path) -> None:
+    """Instructions behind the user's words, as coding agents put them, are answered and counted, by a template that
+    takes them at the beginning only, whichever is asked for first."""
+    template = tmp_path / "picky.jinja"
+    template.write_text(PICKY_TEMPLATE)
+    child, engine = await started(msgspec.structs.replace(small, chat_template=str(template)), tmp_path / "log")
+    turn = say("hello", Sampling(max_tokens=2, ignore_eos=True))
+    late = msgspec.structs.replace(turn, messages=(*turn.messages, Message("developer", (Text("be kind"),))))
+    assert await engine.count_tokens(late) > await engine.count_tokens(turn)
+    engine._leading_only = False  # as if it had not met the refusal yet
+    for _ in range(2):
+        events = [event async for batch in engine.generate(late) for event in batch]
+        assert events[-1] == Finished("length")
+    await engine.close()
+    child.kill()
+    await child.communicate()
+
+
 async def test_the_worker_ends_on_a_signal_and_with_its_parent(small: ModelConfig, tmp_path: Path) -> None:
     """SIGTERM ends it at once; so does the end of its lifeline."""
 

@@ -38,6 +38,7 @@ from sekisho.engines.base import Embeddings, EngineModel, Health
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.http_client import Broken, HttpClient, NotConnected, Response, Silent
 from sekisho.wire import chat_client, embeddings
+from sekisho.wire.instructions import leading_only
 
 log = logging.getLogger(__name__)
 
@@ -81,22 +82,17 @@ class OpenAiHttpEngine:
         self._base = urlsplit(base_url).path.rstrip("/") or "/v1"  # a bare address is what people type
         self._root = self._base.removesuffix("/v1")
         self._counter: Callable[[Turn], Any] | None = None
+        self._leading_only = False  # learned from the first refusal
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
     async def generate(self, turn: Turn) -> EventStream:
         stream = turn.stream or self._always_stream
-        if turn.prompts:
-            path, body = "/completions", chat_client.encode_completion(turn, model=self._model, stream=stream)
-        else:
-            path, body = "/chat/completions", chat_client.encode_request(turn, model=self._model, stream=stream)
-        if not stream:
-            yield await self._whole(turn, path, body)
-            return
-        response = await self._send("POST", self._base + path, body, self._config.first_byte_timeout_s)
+        response = await self._accepted(turn, stream)
         try:
-            if response.status != 200:
-                raise await self._refusal(response)
+            if not stream:
+                yield self._decode_whole(turn, await self._read(response, self._config.first_byte_timeout_s))
+                return
             if response.headers.get(b"content-type", b"").startswith(
                 b"application/json"
             ):  # it does not stream, whatever it was asked
@@ -108,15 +104,36 @@ class OpenAiHttpEngine:
         finally:
             response.let_go()
 
-    async def _whole(self, turn: Turn, path: str, body: bytes) -> Batch:
-        timeout_s = self._config.first_byte_timeout_s
-        response = await self._send("POST", self._base + path, body, timeout_s)
-        try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            return self._decode_whole(turn, await self._read(response, timeout_s))
-        finally:
-            response.let_go()
+    async def _accepted(self, turn: Turn, stream: bool) -> Response:
+        """Sends the turn; the response of an engine that took it. The caller must let go of it."""
+        while True:
+            asked = self._placed(turn)
+            if turn.prompts:
+                path, body = "/completions", chat_client.encode_completion(asked, model=self._model, stream=stream)
+            else:
+                path, body = "/chat/completions", chat_client.encode_request(asked, model=self._model, stream=stream)
+            response = await self._send("POST", self._base + path, body, self._config.first_byte_timeout_s)
+            if response.status == 200:
+                return response
+            try:
+                error = await self._refusal(response)
+            finally:
+                response.let_go()
+            if not self._learns(turn, asked, error):
+                raise error
+
+    def _placed(self, turn: Turn) -> Turn:
+        """The turn with its instructions where this engine takes them."""
+        return leading_only(turn) if self._leading_only else turn
+
+    def _learns(self, turn: Turn, asked: Turn, error: SekishoError) -> bool:
+        """Whether the refusal of `asked` taught something, so that the turn is to be asked again: coding agents put
+        instructions into the middle of a conversation, and many templates take them at its beginning only."""
+        if not isinstance(error, chat_client.MisplacedInstructions) or asked is not turn or leading_only(turn) is turn:
+            return False
+        self._leading_only = True
+        log.info("%s takes instructions at the beginning only: later ones are told as the user's", self.name)
+        return True
 
     def _decode_whole(self, turn: Turn, body: bytes) -> Batch:
         decode = chat_client.decode_completion_whole if turn.prompts else chat_client.decode_whole
@@ -261,6 +278,15 @@ class OpenAiHttpEngine:
         return Health("ready")
 
     async def count_tokens(self, turn: Turn) -> int:
+        asked = self._placed(turn)
+        try:
+            return await self._count_tokens(asked)
+        except chat_client.MisplacedInstructions as error:
+            if not self._learns(turn, asked, error):
+                raise
+        return await self._count_tokens(self._placed(turn))
+
+    async def _count_tokens(self, turn: Turn) -> int:
         if self._counter is not None:
             count: int | None = await self._counter(turn)
             if count is not None:

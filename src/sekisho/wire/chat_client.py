@@ -18,7 +18,7 @@ from sekisho.core.turn import (
     Turn,
 )
 from sekisho.wire import jsonio, tools
-from sekisho.wire.chat_errors import failed, upstream_error
+from sekisho.wire.chat_errors import MisplacedInstructions, failed, upstream_error
 from sekisho.wire.chat_sampling import sampling_fields
 from sekisho.wire.chat_stream import ChatStreamDecoder, decode_whole
 from sekisho.wire.completions_client import CompletionStreamDecoder, decode_completion_whole, encode_completion
@@ -27,6 +27,7 @@ from sekisho.wire.tools import ToolTable
 __all__ = [
     "ChatStreamDecoder",
     "CompletionStreamDecoder",
+    "MisplacedInstructions",
     "decode_completion_whole",
     "decode_whole",
     "encode_completion",

@@ -30,11 +30,21 @@ _MEDIA_WORDS = re.compile(
     r"|(?:not support|not a multi-?modal).{0,60}\b(?:image|audio|video|multi-?modal|vision|model)\b",
     re.IGNORECASE,
 )
+# The words of chat templates (Qwen, Mistral, Gemma and their kin).
+_PLACE_WORDS = re.compile(
+    r"system message must be (?:at the beginning|first)|only .{0,20}system (?:message|role|prompt)"
+    r"|system (?:messages?|role|prompt) (?:is |are )?only .{0,40}(?:beginning|first|start)|roles must alternate",
+    re.IGNORECASE,
+)
 _BUSY_WORDS = re.compile(r"queue|busy|slot|overload|capacity|too many|rate", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _MAX_WORDS = 500
 _RETRY_S = 2.0
 _MAX_RETRY_S = 3600.0
+
+
+class MisplacedInstructions(InvalidRequest):
+    """The model's template does not take the messages in this order of roles: see `wire.instructions`."""
 
 
 def failed(error: SekishoError) -> Failed:
@@ -62,6 +72,8 @@ def from_object(status: int, decoded: Any, retry_after: str | None = None) -> Se
         return UnsupportedParameter(
             "The model takes no images, audio or video of this kind.", param=param or "messages"
         )
+    if status in (400, 422, 500) and _PLACE_WORDS.search(words):
+        return MisplacedInstructions("The model's chat template refuses this order of roles.", param="messages")
     if status in (400, 422):
         return InvalidRequest(words or "The engine refused the request.", param=param)
     if status == 413:
