@@ -106,11 +106,12 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
         _on_signal(loop, number, stop.set)
     plan = make_plan(home, settings)
     supervisor = Supervisor(home.run, _children(home, plan))
-    _check_port(settings.gateway)
-    await _prepare_database(home, settings)
-    write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
-    await supervisor.start()
+    await supervisor.claim()  # before anything is written: a second `up` must not replace the first one's plan
     try:
+        _check_port(settings.gateway)
+        await _prepare_database(home, settings)
+        write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
+        await supervisor.start()
         write_state(home, RunState.of_this_process(local_url(settings.gateway), __version__))
         ready = loop.create_task(_until_ready(supervisor, settings.gateway))
         stopping = loop.create_task(stop.wait())

@@ -48,8 +48,7 @@ def up(
     settings = overridden(settings_of(place), host, port, model)
     state = running(place)
     if state is not None:
-        out.json({"already_running": True, "url": state.url, "pid": state.pid, "version": state.version})
-        out.say("up_already", url=state.url)
+        _tell_already(out, state)
         return
     if not settings.gateway.host.startswith(LOOPBACK):
         out.warn(out.text("open_host", host=settings.gateway.host))
@@ -62,6 +61,7 @@ def up(
 
 
 def _serve(out: Output, place: "Home", settings: "Settings") -> int:
+    from sekisho.ops.instance_lock import AlreadyRunning
     from sekisho.serve import Announcement, supervise
 
     def announce(announcement: Announcement) -> None:
@@ -69,7 +69,28 @@ def _serve(out: Output, place: "Home", settings: "Settings") -> int:
         if not out.as_json:
             banner.show(out, plain(announcement), detached=False)
 
-    return supervise(place, settings, announce=announce)
+    try:
+        return supervise(place, settings, announce=announce)
+    except AlreadyRunning:  # another `up` was quicker by a moment: it is still starting
+        state = _started_elsewhere(place)
+        if state is None:
+            raise
+    _tell_already(out, state)
+    return 0
+
+
+def _started_elsewhere(place: "Home") -> "RunState | None":
+    from sekisho.ops.home import running
+
+    deadline = time.monotonic() + SPARE_STOP_S
+    while (state := running(place)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return state
+
+
+def _tell_already(out: Output, state: "RunState") -> None:
+    out.json({"already_running": True, "url": state.url, "pid": state.pid, "version": state.version})
+    out.say("up_already", url=state.url)
 
 
 def overridden(settings: "Settings", host: str | None, port: int | None, model: str | None) -> "Settings":

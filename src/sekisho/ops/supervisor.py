@@ -75,19 +75,32 @@ class Supervisor:
         self._guardian = GuardianLink()
         self._children: dict[str, _Child] = {}
         self._writable = True
+        self._claimed = False
         self._stopped: asyncio.Task[None] | None = None
         for spec in specs:
             self._put(spec)
 
-    async def start(self) -> None:
-        """Takes the home, ends what an earlier supervisor left, starts every child. Raises `AlreadyRunning`, and
-        `OSError` when the home cannot be written. Does not wait until the children are ready."""
+    async def claim(self) -> None:
+        """Takes the home and ends what an earlier supervisor left: from now on nobody else writes there. `start` does
+        it where it was not done. Raises `AlreadyRunning`, and `OSError` when the home cannot be written."""
+        if self._claimed:
+            return
         self._lock.acquire()
         try:
             await self._reap()
             self._write()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._claimed = True
+
+    async def start(self) -> None:
+        """Claims the home and starts every child. Raises as `claim` does. Does not wait until they are ready."""
+        await self.claim()
+        try:
             await self._guardian.start()
         except BaseException:
+            self._claimed = False
             self._lock.release()
             raise
         for child in self._children.values():
