@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 from gateway_harness import LiveGateway
+from local_model import served, write_tiny_gguf
 from npm_program import npm_program
 
 from sekisho.core.turn import Reasoning, ToolCall, ToolResult, Turn
+from sekisho.engines import builtin
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
 from sekisho.store import KeySpec
@@ -78,8 +80,8 @@ def codex(tmp_path: Path, live: LiveGateway) -> Codex:
     home.mkdir()
     folder.mkdir()
 
-    def run(prompt: str, *arguments: str, key: str | None = None, model: str = "fake") -> Run:
-        provider = f'{{name="gw",base_url="{live.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
+    def run(prompt: str, *arguments: str, key: str = "", model: str = "fake", server: LiveGateway = live) -> Run:
+        provider = f'{{name="gw",base_url="{server.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
         flags = ["--ignore-user-config", "--ephemeral", "--skip-git-repo-check", "--json"]
         flags += ["-C", str(folder), "-s", "danger-full-access", "-m", model]
         flags += ["-c", "model_provider=gw", "-c", f"model_providers.gw={provider}"]
@@ -89,7 +91,7 @@ def codex(tmp_path: Path, live: LiveGateway) -> Codex:
             capture_output=True,
             text=True,
             timeout=TURN_TIMEOUT_S,
-            env={**os.environ, "CODEX_HOME": str(home), "GW_KEY": key or live.key},
+            env={**os.environ, "CODEX_HOME": str(home), "GW_KEY": key or server.key},
             check=False,
         )
         events = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
@@ -194,3 +196,22 @@ def test_an_engine_that_breaks_in_mid_stream_ends_the_turn(codex: Codex, engine:
     assert "the fake engine broke (error id: err_" in run.events[-1]["error"]["message"]
     assert run.items("agent_message") == [], "half an answer is not taken for one"
     assert 1 <= len(engine.turns) - before <= 6
+
+
+def test_codex_meets_a_real_context(codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path) -> None:
+    """llama.cpp itself finds Codex's prompt too long for a small context: one refusal, told in words."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    with served(launch, tmp_path, ModelConfig(name="tiny", path=str(path), context=1024, slots=1, threads=1)) as real:
+        run = codex("hello", model="tiny", server=real)
+    assert (run.code, run.types()[-1]) == (1, "turn.failed")
+    assert "context" in run.events[-1]["error"]["message"]
+
+
+@pytest.mark.skipif(not builtin.path().exists(), reason="the built-in model is not there: run `make mini`")
+def test_codex_with_the_built_in_model(codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path) -> None:
+    """With room for Codex's prompt, the small model's answer, whatever it says, ends the turn without a complaint."""
+    model = ModelConfig(name="sekisho-mini", path="builtin", context=32_768, slots=1)
+    with served(launch, tmp_path, model) as real:
+        run = codex("hello", model="sekisho-mini", server=real)
+    assert (run.code, run.complaints(), run.types()[-1]) == (0, [], "turn.completed")
+    assert run.items("agent_message")
