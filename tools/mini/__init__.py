@@ -1,0 +1,1 @@
+"""How sekisho-mini is made: data, tokenizer, training, export and measurement."""
