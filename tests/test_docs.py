@@ -2,21 +2,39 @@
 
 import ast
 import datetime
+import ipaddress
 import re
 import shutil
+import socket
+import ssl
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 import typer.main
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from sekisho.cli.app import app
 from sekisho.gateway import page
 from sekisho.gateway.app import Route
+from sekisho.gateway.config import GatewayConfig
 from sekisho.gateway.metrics import Metrics
 from sekisho.gateway.routes import ROUTES
+from sekisho.ops.home import Home
+from sekisho.serve import Plan
+from sekisho.settings import Settings
+from sekisho.store import KeySpec
+
+sys.path.insert(0, str(Path(__file__).parent / "gateway"))  # the harness lives beside the gateway's tests
+
+from gateway_harness import FAKE, LiveGateway, chat
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -245,41 +263,99 @@ def test_every_error_code_is_explained() -> None:
     assert sorted(named) == sorted(error_codes())
 
 
-def test_the_nginx_lines_are_valid(tmp_path: Path) -> None:
-    """nginx itself takes the server block of docs/operations.md, with a certificate where the page names one."""
+@pytest.fixture
+def nginx(tmp_path: Path) -> Callable[..., list[str]]:
+    """`nginx(**replaced)` writes the server block of docs/operations.md into a configuration, with a certificate where
+    the page names one, and gives the command line."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if program is None:
         pytest.skip("nginx is not installed here (Debian: apt-get install nginx)")
-    (body,) = blocks(read(DOCS / "operations.md"), "nginx")
-    certificate, key = self_signed(tmp_path)
-    body = re.sub(r"(ssl_certificate) [^;]+;", rf"\1 {certificate};", body)
-    body = re.sub(r"(ssl_certificate_key) [^;]+;", rf"\1 {key};", body)
-    temporary = "".join(
-        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = tmp_path / "nginx.conf"
-    config.write_text(f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{body}\n}}\n")
-    command = [program, "-t", "-q", "-e", str(tmp_path / "error.log"), "-p", str(tmp_path), "-c", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    def written(**replaced: str) -> list[str]:
+        (body,) = blocks(read(DOCS / "operations.md"), "nginx")
+        certificate, key = self_signed(tmp_path)
+        values = {"ssl_certificate": str(certificate), "ssl_certificate_key": str(key), **replaced}
+        for name, value in values.items():
+            body, count = re.subn(rf"^(\s*{name}) [^;]+;", rf"\1 {value};", body, flags=re.MULTILINE)
+            assert count == 1, name
+        folders = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        body += "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in folders)
+        config = tmp_path / "nginx.conf"
+        config.write_text(f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{body}\n}}\n")
+        return [program, "-q", "-e", str(tmp_path / "error.log"), "-p", str(tmp_path), "-c", str(config)]
+
+    return written
+
+
+def test_the_nginx_lines_are_valid(nginx: Callable[..., list[str]], tmp_path: Path) -> None:
+    """nginx itself takes the server block as it stands in the page."""
+    done = subprocess.run([*nginx(), "-t"], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr + (tmp_path / "error.log").read_text()
 
 
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate and its key, as files."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+def test_behind_nginx_tokens_come_at_once_and_callers_are_told_apart(
+    nginx: Callable[..., list[str]], tmp_path: Path, unused_tcp_port: int
+) -> None:
+    """Through the page's own lines: the first word of an answer that never ends arrives, leaving frees the slot, and
+    a key that is bound to a network is refused to a caller who only claims to be in it."""
+    home = Home(tmp_path / "home").create()
+    config = GatewayConfig(port=0, trusted_proxies=("127.0.0.1/32",))  # as the page says
+    live = LiveGateway(home, Plan(Settings(gateway=config, models=(FAKE,)), {})).start()
+    key = live.create_key(KeySpec(name="bound", networks=("127.0.0.2/32",)))[1]
+    command = nginx(listen=f"127.0.0.1:{unused_tcp_port} ssl", proxy_pass=live.url)
+    proxy = subprocess.Popen([*command, "-g", "daemon off; master_process off;"], stdin=subprocess.DEVNULL)
+    try:
+        wait_for(unused_tcp_port, proxy)
+        trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
+        url, headers = f"https://127.0.0.1:{unused_tcp_port}/v1/chat/completions", {"x-api-key": key}
+        with httpx.Client(transport=httpx.HTTPTransport(verify=trust, local_address="127.0.0.2")) as insider:
+            with insider.stream(
+                "POST", url, headers=headers, json=chat("stall:2 one two three", stream=True)
+            ) as answer:
+                words = (line for line in answer.iter_lines() if '"content":"one' in line)
+                assert next(words)
+            queue = live.gateway.roster.entries["fake"].queue
+            deadline = time.monotonic() + 30
+            while queue.running:
+                assert time.monotonic() < deadline, "the slot stayed taken"
+                time.sleep(0.02)
+        with httpx.Client(transport=httpx.HTTPTransport(verify=trust, local_address="127.0.0.3")) as outsider:
+            claimed = {**headers, "x-forwarded-for": "127.0.0.2"}
+            refused = outsider.post(url, headers=claimed, json=chat("hello"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "network_not_allowed")
+    finally:
+        proxy.terminate()
+        proxy.wait(30)
+        live.stop()
 
+
+def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except ConnectionRefusedError:
+            assert process.poll() is None, "nginx did not start"
+            assert time.monotonic() < deadline, "nginx does not listen"
+            time.sleep(0.02)
+        else:
+            return
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key, as files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "llm.example.com")])
     begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    own = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), extensions=[])
+    builder = builder.add_extension(own, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     signed = builder.not_valid_before(begin).not_valid_after(begin.replace(year=2046)).sign(key, hashes.SHA256())
     certificate, private = folder / "certificate.pem", folder / "key.pem"
     certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    unlocked = serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unlocked))
     return certificate, private
 
 
