@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the har
 
 from hostile_harness import GatewayProcess
 
+from sekisho.engines.config import ModelConfig
 from sekisho.store import KeySpec, Store, UsageRecord
 
 ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
@@ -20,10 +21,17 @@ ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
 class Target:
     """The gateway under attack. `key` is the attacker's, `other` a colleague's."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.database = str(folder / "sekisho.db")
+    def __init__(self, folder: Path, *models: ModelConfig, database: str | None = None, **options: Any) -> None:
+        self.database = database or str(folder / "sekisho.db")
         self.key, self.other = asyncio.run(self._keys())
-        self.process = GatewayProcess(folder, **options)
+        self._folder, self._models, self._options = folder, models, options
+        if database:
+            self._options["environment"] = {"DATABASE_URL": database}
+        self.start()
+
+    def start(self, wait: bool = True) -> None:
+        """Also starts it again on the same home after `close`."""
+        self.process = GatewayProcess(self._folder, *self._models, wait=wait, **self._options)
         self.port = self.process.port
         self.client = self.process.client(self.key)
         self.colleague = self.process.client(self.other)
@@ -72,6 +80,21 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     assert "traceback" not in log, log
     assert "Traceback" not in log, log
     assert "internal_error" not in log, log
+
+
+@pytest.fixture
+def own_target(tmp_path: Path) -> Iterator[Callable[..., Target]]:
+    """`own_target(*models, database=…, **gateway options)` starts one for this test alone."""
+    made: list[Target] = []
+
+    def make(*models: ModelConfig, **options: Any) -> Target:
+        made.append(Target(tmp_path / f"home{len(made)}", *models, **options))
+        return made[-1]
+
+    yield make
+    for target in made:
+        target.close()
+        assert "traceback" not in target.process.log(), target.process.log()
 
 
 @pytest.fixture(autouse=True)

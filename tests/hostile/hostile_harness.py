@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -35,14 +36,13 @@ def eventually(fact: Callable[[], Any], within_s: float = 8.0) -> Any:
 
 
 class GatewayProcess:
-    """`python -m sekisho.serve gateway`, as the supervisor starts it. `limits` runs in the child before it begins."""
+    """`python -m sekisho.serve gateway`, as the supervisor starts it."""
 
     def __init__(
         self,
         folder: Path,
         *models: ModelConfig,
         environment: dict[str, str] | None = None,
-        limits: Callable[[], None] | None = None,
         wait: bool = True,
         **options: Any,
     ) -> None:
@@ -59,7 +59,6 @@ class GatewayProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 env={**os.environ, **(environment or {})},
-                preexec_fn=limits,
             )
         self._anybody = httpx.Client(base_url=self.url, timeout=5.0)  # keyless; a client is slow to make
         answers = eventually(lambda: self._probe("/readyz" if wait else "/healthz"), 40.0)
@@ -78,6 +77,11 @@ class GatewayProcess:
 
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8")
+
+    def fill_disk(self, full: bool) -> None:
+        """While full, every write of the process beyond the first byte of a file fails as on a full disk (Linux)."""
+        _, hard = resource.prlimit(self.child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.child.pid, resource.RLIMIT_FSIZE, (1 if full else hard, hard))
 
     def memory_bytes(self) -> int:
         return int(psutil.Process(self.child.pid).memory_info().rss)
