@@ -16,6 +16,7 @@ from sekisho.core.turn import (
     Message,
     OutputFormat,
     Reasoning,
+    ReasoningRequest,
     Refusal,
     Text,
     Tool,
@@ -125,6 +126,23 @@ def test_tools_and_choices() -> None:
     assert decode(tools=both, parallel_tool_calls=False).parallel_tool_calls is False
 
 
+def test_no_limit_and_other_vendors_thinking() -> None:
+    """-1 means no limit, as LM Studio's own examples write it; thinking is asked for in each vendor's way."""
+    assert decode(max_tokens=-1).sampling.max_tokens is None
+    assert decode(max_tokens=5, max_completion_tokens=-1).sampling.max_tokens is None
+    assert decode(logprobs=False, top_logprobs=0).sampling.top_logprobs is None
+    for fields, expected in (
+        ({"reasoning": {"effort": "low", "exclude": True}}, ReasoningRequest("low")),
+        ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, ReasoningRequest("high")),
+        ({"reasoning": {"enabled": False}}, ReasoningRequest(enabled=False)),
+        ({"reasoning": {"max_tokens": 9}}, ReasoningRequest(budget_tokens=9)),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, ReasoningRequest(budget_tokens=9, enabled=True)),
+        ({"thinking": {"type": "disabled"}}, ReasoningRequest(enabled=False)),
+        ({"thinking": {"type": "auto"}, "thinking_budget": 3}, ReasoningRequest(budget_tokens=3)),
+    ):
+        assert decode(**fields).reasoning == expected, fields
+
+
 def test_sampling_and_vendor_fields() -> None:
     """OpenAI's, llama.cpp's and vLLM's names end in one place; what only an engine knows travels in `extra`."""
     turn = decode(
@@ -193,6 +211,9 @@ def test_every_request_field_that_the_sdk_knows_is_known() -> None:
         ({"n": 10**100}, "n", "invalid_value"),
         ({"seed": 2**63}, "seed", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": -2}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
+        ({"thinking": {"type": "loud"}}, "thinking.type", "invalid_value"),
         ({"max_completion_tokens": 10**30}, "max_completion_tokens", "invalid_value"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),

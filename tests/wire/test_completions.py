@@ -59,6 +59,7 @@ def test_prompts_of_every_form() -> None:
     assert decode(prompt=[1, 2]).prompts == ((1, 2),)
     assert decode(prompt=[[1], [2, 3]]).prompts == ((1,), (2, 3))
     assert decode().sampling.max_tokens == 16
+    assert decode(max_tokens=-1).sampling.max_tokens is None
     turn = decode(suffix="s", echo=True, best_of=2, n=2, logit_bias={"1": 1}, min_tokens=1, user="u")
     assert (turn.suffix, turn.echo, turn.sampling.n, turn.extra, turn.user) == ("s", True, 2, {"min_tokens": 1}, "u")
 

@@ -37,7 +37,7 @@ def decode(body: bytes, request_id: str) -> Turn:
     """Raises `InvalidRequest` or `UnsupportedParameter`, naming the parameter."""
     request = jsonio.load(body, schema.ChatRequest)
     _refuse_unsupported(request)
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     tools = tuple(_tools(request))
     extra = chat_vendor.extra(request)
@@ -45,8 +45,9 @@ def decode(body: bytes, request_id: str) -> Turn:
         extra["verbosity"] = request.verbosity
     if request.functions is not None:
         extra[LEGACY_FUNCTIONS] = True
-    effort = request.reasoning_effort
-    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    max_tokens = chat_vendor.limit(request.max_tokens, "max_tokens")
+    if request.max_completion_tokens is not None:
+        max_tokens = chat_vendor.limit(request.max_completion_tokens, "max_completion_tokens")
     options = request.stream_options
     return Turn(
         id=request_id,
@@ -57,10 +58,13 @@ def decode(body: bytes, request_id: str) -> Turn:
         tool_choice=_choice(request, tools),
         parallel_tool_calls=False if request.functions is not None else request.parallel_tool_calls,
         sampling=chat_vendor.sampling(
-            request, max_tokens=max_tokens, logprobs=bool(request.logprobs), top_logprobs=request.top_logprobs
+            request,
+            max_tokens=max_tokens,
+            logprobs=bool(request.logprobs),
+            top_logprobs=request.top_logprobs if request.logprobs else None,
         ),
         format=chat_vendor.output_format(request),
-        reasoning=ReasoningRequest(effort, enabled=False if effort == "none" else request.enable_thinking),
+        reasoning=_reasoning(request),
         stream=bool(request.stream),
         include_usage=options is not None and bool(options.include_usage),
         metadata=request.metadata or {},
@@ -80,6 +84,22 @@ def _refuse_unsupported(request: schema.ChatRequest) -> None:
         value = getattr(request, name)
         if value is not UNSET and value is not None:
             raise UnsupportedParameter(f"This server does not support '{name}'.", param=name)
+
+
+def _reasoning(request: schema.ChatRequest) -> ReasoningRequest:
+    """OpenAI's field first, then those of other vendors."""
+    asked = request.reasoning or schema.ReasoningWish()
+    effort = asked.effort if request.reasoning_effort is None else request.reasoning_effort
+    enabled, budget = request.enable_thinking, request.thinking_budget
+    if enabled is None:
+        enabled = asked.enabled
+    if budget is None:
+        budget = asked.max_tokens
+    if (wish := request.thinking) is not None:
+        if enabled is None and wish.type in ("enabled", "disabled"):
+            enabled = wish.type == "enabled"
+        budget = wish.budget_tokens if budget is None else budget
+    return ReasoningRequest(effort, budget_tokens=budget, enabled=False if effort == "none" else enabled)
 
 
 def _messages(messages: list[schema.ChatMessage]) -> Iterator[Message]:

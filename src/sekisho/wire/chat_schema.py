@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sekisho.wire.chat_vendor import Count, SharedFields
+from sekisho.wire.chat_vendor import Limit, SharedFields
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -151,6 +151,22 @@ class ChooseAllowed(msgspec.Struct, tag_field="type", tag="allowed_tools"):
     allowed_tools: AllowedTools
 
 
+class ReasoningWish(msgspec.Struct):
+    """OpenRouter's way to ask for thinking. `exclude` has no effect: a client need not read the thinking."""
+
+    effort: Annotated[str, Meta(max_length=32)] | None = None
+    max_tokens: int | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class ThinkingWish(msgspec.Struct):
+    """The way of Anthropic's kin to ask for thinking: DeepSeek, GLM, Kimi."""
+
+    type: Literal["enabled", "disabled", "auto", "adaptive"]
+    budget_tokens: int | None = None
+
+
 ChoiceWord = Literal["none", "auto", "required"]
 
 
@@ -161,11 +177,14 @@ class ChatRequest(SharedFields, forbid_unknown_fields=True, kw_only=True):
     functions: list[FunctionSpec] | None = None
     function_call: Literal["none", "auto"] | Named | None = None
     parallel_tool_calls: bool | None = None
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
     enable_thinking: bool | None = None
+    reasoning: ReasoningWish | None = None
+    thinking: ThinkingWish | None = None
+    thinking_budget: int | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None

@@ -15,6 +15,7 @@ from sekisho.core.turn import OutputFormat, Sampling
 from sekisho.wire import jsonio
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Limit = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # -1: none, as llama.cpp and LM Studio write it; never 0
 Whole = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Zero = Annotated[float, Meta(ge=0)]
@@ -36,7 +37,7 @@ class SharedFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: StopWord | StopWords | None = None
     seed: Seed | None = None
-    max_tokens: Count | None = None
+    max_tokens: Limit | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Bias] | None = None
@@ -135,6 +136,13 @@ PASSED_ON = SharedFields.__struct_fields__[SharedFields.__struct_fields__.index(
 def extra(request: SharedFields) -> dict[str, Any]:
     """The fields that go to the engine unchanged, where the client set them."""
     return {name: value for name in PASSED_ON if (value := getattr(request, name)) is not None}
+
+
+def limit(value: int | None, param: str) -> int | None:
+    """How many tokens an answer may have; None where there is no limit. Raises `InvalidRequest` for 0."""
+    if value == 0:
+        raise InvalidRequest(f"'{param}' must be at least 1, or -1 for no limit.", param=param)
+    return None if value == -1 else value
 
 
 def sampling(

@@ -52,7 +52,9 @@ def decode(body: bytes, request_id: str) -> Turn:
         echo=bool(request.echo),
         sampling=chat_vendor.sampling(
             request,
-            max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            max_tokens=DEFAULT_MAX_TOKENS
+            if request.max_tokens is None
+            else chat_vendor.limit(request.max_tokens, "max_tokens"),
             logprobs=request.logprobs is not None,
             top_logprobs=request.logprobs,
         ),
