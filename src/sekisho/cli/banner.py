@@ -1,9 +1,20 @@
 """What the person who started the server sees."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from sekisho.cli.output import Output
+
+
+def _own_name() -> str:
+    """How the reader calls this program: by name, or by path where it is in nobody's PATH (a fresh `make up`)."""
+    if shutil.which("sekisho") is not None:
+        return "sekisho"
+    program = os.path.relpath(sys.argv[0])
+    return program if os.path.basename(program).startswith("sekisho") else "sekisho"
 
 
 def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> None:
@@ -24,6 +35,6 @@ def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> Non
         out.line(f"  {curl_line(Setup(url, models[0]), question)}")
     out.say("chat_page", url=url)
     out.say("models_are", models=", ".join(models))
-    out.say("stop_with" if detached else "stop_with_ctrl_c")
+    out.say("stop_with" if detached else "stop_with_ctrl_c", command=_own_name())
     for warning in announcement.get("warnings", ()):
         out.warn(warning)
