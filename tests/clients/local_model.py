@@ -17,13 +17,14 @@ from sekisho.serve import Worker
 ENGINE_TESTS = Path(__file__).parent.parent / "engines"
 
 
-def write_tiny_gguf(path: Path) -> Path:
-    """The engines' tests' model of random weights: it talks nonsense, the way llama.cpp does."""
+def write_tiny_gguf(path: Path, context: int = 8192) -> Path:
+    """The engines' tests' model of random weights, a token a byte: it talks nonsense, the way llama.cpp does."""
     spec = importlib.util.spec_from_file_location("engine_fixtures", ENGINE_TESTS / "conftest.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.CONTEXT = context
     written: Path = module.write_tiny_gguf(path)
     return written
 

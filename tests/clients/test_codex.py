@@ -198,20 +198,23 @@ def test_an_engine_that_breaks_in_mid_stream_ends_the_turn(codex: Codex, engine:
     assert 1 <= len(engine.turns) - before <= 6
 
 
-def test_codex_meets_a_real_context(codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path) -> None:
-    """llama.cpp itself finds Codex's prompt too long for a small context: one refusal, told in words."""
-    path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    with served(launch, tmp_path, ModelConfig(name="tiny", path=str(path), context=1024, slots=1, threads=1)) as real:
+def test_codex_through_llama_cpp(codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path) -> None:
+    """A real engine streams its answer, in this case nonsense of random weights, and the turn completes."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=65_536)
+    model = ModelConfig(name="tiny", path=str(path), context=65_536, slots=1)
+    with served(launch, tmp_path, model) as real:
         run = codex("hello", model="tiny", server=real)
-    assert (run.code, run.types()[-1]) == (1, "turn.failed")
-    assert "context" in run.events[-1]["error"]["message"]
+    assert (run.code, run.complaints(), run.types()[-1]) == (0, [], "turn.completed")
+    assert run.events[-1]["usage"]["input_tokens"] > 10_000
 
 
 @pytest.mark.skipif(not builtin.path().exists(), reason="the built-in model is not there: run `make mini`")
-def test_codex_with_the_built_in_model(codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path) -> None:
-    """With room for Codex's prompt, the small model's answer, whatever it says, ends the turn without a complaint."""
-    model = ModelConfig(name="sekisho-mini", path="builtin", context=32_768, slots=1)
-    with served(launch, tmp_path, model) as real:
+def test_the_built_in_model_is_too_small_and_says_so(
+    codex: Codex, launch: Callable[..., LiveGateway], tmp_path: Path
+) -> None:
+    """llama.cpp itself finds Codex's prompt too long for the built-in model: told once, in words."""
+    with served(launch, tmp_path, ModelConfig(name="sekisho-mini", path="builtin", slots=1)) as real:
         run = codex("hello", model="sekisho-mini", server=real)
-    assert (run.code, run.complaints(), run.types()[-1]) == (0, [], "turn.completed")
-    assert run.items("agent_message")
+        refused = real.gateway.metrics.errors.labels("400", "context_length_exceeded")._value.get()
+    assert (run.code, run.types()[-1], refused) == (1, "turn.failed", 1)
+    assert "context window" in run.events[-1]["error"]["message"]
