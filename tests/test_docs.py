@@ -101,6 +101,15 @@ def test_every_relative_link_leads_somewhere(path: Path) -> None:
         assert not fragment or fragment in anchors(file), f"{path.name}: {target}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_and_test_that_is_named_exists(path: Path) -> None:
+    """A path in code marks is a file of the repository or of the package; a test that is named with it is in it."""
+    for name, test in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|yaml|toml))(?:::(\w+))?`", read(path)):
+        file = next((base / name for base in (ROOT, SOURCE, path.parent) if (base / name).is_file()), None)
+        assert file is not None, f"{path.name}: {name}"
+        assert not test or test in function_names(file), f"{path.name}: {name}::{test}"
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     """Whoever starts at the README finds every page by links."""
     seen: set[Path] = set()
