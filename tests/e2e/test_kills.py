@@ -106,9 +106,9 @@ def _bills_are_exact(sekisho: Sekisho, kills: int) -> None:
 
 
 def test_kill_9_of_the_gateway_bills_every_answer_once(launch: Launch) -> None:
-    """Three kills under ten threads: each whole answer that a client has is in the database exactly once, with its
+    """Two kills under ten threads: each whole answer that a client has is in the database exactly once, with its
     tokens."""
-    _bills_are_exact(launch(), 3)
+    _bills_are_exact(launch(), 2)
 
 
 @pytest.mark.slow
@@ -186,6 +186,7 @@ def test_an_engine_that_dies_again_and_again_is_no_end(launch: Launch, small_mod
     assert sekisho.client().get("/readyz").json()["models"]["small"]["running"] == 0
 
 
+@pytest.mark.slow
 def test_everything_killed_at_once_comes_back_with_up(launch: Launch) -> None:
     """Power gone: supervisor, gateway and guardian killed together; `up` serves again, old accounts complete."""
     sekisho = launch()

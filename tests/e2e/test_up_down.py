@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import httpx
+import pytest
 from e2e_harness import CHAT, FAKE, Launch, Sekisho, chat, eventually, lives
 
 
@@ -38,6 +39,7 @@ def test_up_answers_the_curl_line_and_down_ends_everything(launch: Launch, small
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_up_again_says_that_it_runs(launch: Launch) -> None:
     """A second `up` on the same home ends well, starts nothing, and shows no key."""
     sekisho = launch()
@@ -50,6 +52,7 @@ def test_up_again_says_that_it_runs(launch: Launch) -> None:
     assert sekisho.client().post(CHAT, json=chat("hi")).status_code == 200
 
 
+@pytest.mark.slow
 def test_many_ups_at_once_start_one_server(launch: Launch) -> None:
     """Six people type `sekisho up --detach` in the same second: all succeed, one server runs, one key is shown."""
     sekisho = launch()
@@ -64,6 +67,7 @@ def test_many_ups_at_once_start_one_server(launch: Launch) -> None:
     assert sum(bool(answer.get("admin_key")) for answer in told) == 1
 
 
+@pytest.mark.slow
 def test_two_homes_run_side_by_side(launch: Launch) -> None:
     """Each with its own port, keys and accounts; stopping one leaves the other."""
     one, two = launch(), launch()
@@ -87,6 +91,7 @@ def test_a_taken_port_is_told(launch: Launch) -> None:
     assert sekisho.json("status", code=3)
 
 
+@pytest.mark.slow
 def test_wrong_settings_are_told_with_their_line(launch: Launch) -> None:
     """An unknown key, a model that does not exist, text that is no YAML: exit code 2 or 1, the culprit by name."""
     for models, code, words in (
@@ -103,6 +108,7 @@ def test_wrong_settings_are_told_with_their_line(launch: Launch) -> None:
         assert sekisho.json("status", code=3)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_stream_end(launch: Launch) -> None:
     """The stream that runs comes to its whole end; afterwards no process is left."""
     sekisho = launch()
@@ -119,6 +125,7 @@ def test_sigterm_lets_a_running_stream_end(launch: Launch) -> None:
     assert [row.status for row in sekisho.usage()] == ["completed"]
 
 
+@pytest.mark.slow
 def test_a_stream_that_outlasts_the_drain_is_told(launch: Launch) -> None:
     """`down` does not wait for ever; the client gets an error with an id instead of an end."""
     sekisho = launch(gateway="  drain_timeout_s: 0.5\n")
@@ -133,6 +140,7 @@ def test_a_stream_that_outlasts_the_drain_is_told(launch: Launch) -> None:
     assert [row.error_code for row in sekisho.usage()] == ["draining"]
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_supervisor_leaves_no_orphan(launch: Launch, small_model: str) -> None:
     """Gateway and engine end by themselves, and the next `up` works at once on the same port."""
     sekisho = launch(f"  - {{name: small, path: {small_model}, context: 512, slots: 2, threads: 1}}\n")
@@ -145,6 +153,7 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan(launch: Launch, small_model: 
     assert sekisho.client().post(CHAT, json=chat("hi", "small", max_tokens=3)).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_the_slot_of_llama_cpp(launch: Launch, small_model: str) -> None:
     """Streaming or not: the worker's own list of slots shows none at work, and the turn was cut off, not finished."""
     sekisho = launch(f"  - {{name: small, path: {small_model}, context: 8192, slots: 2, threads: 1}}\n")

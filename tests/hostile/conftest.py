@@ -73,8 +73,20 @@ class Target:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A gateway for the attacks of one file."""
-    target = Target(tmp_path_factory.mktemp("target"), body_timeout_s=1.5)
+    target = Target(tmp_path_factory.mktemp("target"))
     yield target
+    _end(target)
+
+
+@pytest.fixture(scope="module")
+def hasty_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """One that waits a second for a head or a body."""
+    target = Target(tmp_path_factory.mktemp("hasty"), body_timeout_s=1.0)
+    yield target
+    _end(target)
+
+
+def _end(target: Target) -> None:
     target.close()
     log = target.process.log()
     assert "traceback" not in log, log

@@ -63,20 +63,20 @@ def test_a_declared_length_beyond_all_limits_is_413_at_once(target: "Target") ->
             assert told(raw.answer(), 413) == "request_too_large"
 
 
-def test_a_body_that_stops_coming_is_408(target: "Target") -> None:
+def test_a_body_that_stops_coming_is_408(hasty_target: "Target") -> None:
     """After `body_timeout_s`, whether nothing or a part of it came; the connection is closed."""
     for part in (b"", GOOD[:10]):
-        with RawConnection(target.port) as raw:
-            raw.send(request_bytes("POST", CHAT, target.key, b"", f"Content-Length: {len(GOOD)}") + part)
+        with RawConnection(hasty_target.port) as raw:
+            raw.send(request_bytes("POST", CHAT, hasty_target.key, b"", f"Content-Length: {len(GOOD)}") + part)
             assert told(raw.answer(), 408) == "body_timeout"
             assert raw.closed()
 
 
-def test_a_dripping_body_is_408(target: "Target") -> None:
+def test_a_dripping_body_is_408(hasty_target: "Target") -> None:
     """A byte now and then does not put the end of the time off."""
-    with RawConnection(target.port) as raw:
-        raw.send(request_bytes("POST", CHAT, target.key, b"", "Content-Length: 5000"))
-        for _ in range(12):
+    with RawConnection(hasty_target.port) as raw:
+        raw.send(request_bytes("POST", CHAT, hasty_target.key, b"", "Content-Length: 5000"))
+        for _ in range(8):
             raw.send(b" ")
             time.sleep(0.2)
         assert told(raw.answer(), 408) == "body_timeout"
@@ -328,11 +328,11 @@ def test_heads_have_an_end(target: "Target", kind: str) -> None:
     assert target.process.memory_bytes() - before < 40 * MIB
 
 
-def test_a_head_that_stops_coming_is_hung_up_on(target: "Target") -> None:
+def test_a_head_that_stops_coming_is_hung_up_on(hasty_target: "Target") -> None:
     """A connection that says nothing, or half a head and then a byte now and then, does not stay for ever."""
-    with RawConnection(target.port) as silent, RawConnection(target.port) as slow:
+    with RawConnection(hasty_target.port) as silent, RawConnection(hasty_target.port) as slow:
         slow.send(b"GET /healthz HTTP/1.1\r\n")
-        for _ in range(10):
+        for _ in range(7):
             slow.send(b"A: b\r\n")
             time.sleep(0.2)
         assert told(slow.answer(), 408) == "head_timeout"

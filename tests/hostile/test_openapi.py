@@ -65,20 +65,23 @@ def test_the_document_names_every_route(document: dict[str, Any]) -> None:
             assert (method == "post" and not path.endswith("/cancel")) == ("requestBody" in operation), path
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_no_request_by_the_document_breaks_the_server(
-    target: "Target", document: dict[str, Any], session: requests.Session, method: str, path: str, mode: GenerationMode
-) -> None:
-    """Whatever the schema gives, and whatever just violates it: a documented status and content type, never 500."""
+OPERATION = pytest.mark.parametrize(("method", "path"), OPERATIONS)
+MODE = pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
+
+
+def attack_by_document(
+    target: "Target", document: dict[str, Any], session: requests.Session, operation_key: tuple[str, str],
+    mode: GenerationMode, examples: int,
+) -> None:  # fmt: skip
+    """Sends what the schema gives, or what just violates it, and checks the answers against the document."""
+    method, path = operation_key
     operation = schemathesis.openapi.from_dict(document)[path][method]
-    strategy = operation.as_strategy(generation_mode=mode)
     if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
         return  # there is nothing to violate
 
-    @given(case=strategy)
+    @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=12,
+        max_examples=examples,
         derandomize=True,
         database=None,
         deadline=None,
@@ -89,6 +92,25 @@ def test_no_request_by_the_document_breaks_the_server(
         case.call_and_validate(base_url=target.process.url, session=session, checks=CHECKS, timeout=20)
 
     attack()
+
+
+@OPERATION
+@MODE
+def test_no_request_by_the_document_breaks_the_server(
+    target: "Target", document: dict[str, Any], session: requests.Session, method: str, path: str, mode: GenerationMode
+) -> None:
+    """Whatever the schema gives, and whatever just violates it: a documented status and content type, never 500."""
+    attack_by_document(target, document, session, (method, path), mode, 5)
+
+
+@pytest.mark.slow
+@OPERATION
+@MODE
+def test_many_requests_by_the_document_break_nothing(
+    target: "Target", document: dict[str, Any], session: requests.Session, method: str, path: str, mode: GenerationMode
+) -> None:
+    """The same with more of them."""
+    attack_by_document(target, document, session, (method, path), mode, 60)
 
 
 def test_any_json_as_any_field(target: "Target") -> None:
@@ -105,7 +127,7 @@ def test_any_json_as_any_field(target: "Target") -> None:
     )  # fmt: skip
 
     @given(field=fields, value=values)
-    @settings(max_examples=120, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None)
     def attack(field: str, value: Any) -> None:
         answer = target.client.post("/v1/chat/completions", json={**good, field: value})
         assert answer.status_code < 500, (field, value, answer.text)

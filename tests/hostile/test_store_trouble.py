@@ -69,6 +69,7 @@ def postgres() -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_database_that_comes_late_and_goes_away(own_target: OwnTarget, postgres: Any) -> None:
     """Without it at the start: 503 and never 401, for known and unknown keys. It comes: served without a hand. It goes:
     who was known works on, who was not gets 503, and the usage of that time is in the database afterwards."""
@@ -138,7 +139,7 @@ def test_a_file_that_somebody_locks_for_a_moment(own_target: OwnTarget) -> None:
     assert eventually(lambda: completed(target) == 1)
 
 
-@pytest.mark.parametrize("damage", ["folder", "garbage"])
+@pytest.mark.parametrize("damage", ["folder", pytest.param("garbage", marks=pytest.mark.slow)])
 def test_a_file_that_cannot_be_used_at_the_start(own_target: OwnTarget, damage: str) -> None:
     """A folder in its place, bytes that are no database: 503 with an id, and service as soon as the file is back."""
     target = own_target()

@@ -17,6 +17,10 @@ from sekisho.wire.base import Encoder
 
 log = logging.getLogger("sekisho.gateway.answer")
 
+KEEP_PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+# A client that takes nothing for so long gives its turn back: others wait for the slot.
+STALLED_READER_S = 60.0
+
 Complete = Callable[[], Awaitable[None]]
 
 
@@ -95,12 +99,31 @@ class Answer:
         except asyncio.CancelledError:
             failed = failed_event(self._aborted or Draining("The server was stopped."))
             self.encoder.feed([failed])
-        if failed is not None:
-            self._exchange.record("failed", failed.status, failed)
-        else:
-            self._exchange.record("completed", 200)
-        if self.on_complete is not None:
-            await self.on_complete()
+        try:
+            if failed is not None:
+                self._exchange.record("failed", failed.status, failed)
+            else:
+                self._exchange.record("completed", 200)
+        except SekishoError as error:
+            log.error("background answer %s cannot be completed: %s (%s)", self._exchange.id, error.message, error.id)
+            if failed is None:
+                self.encoder.feed([failed_event(error)])
+        await self._keep_patiently()
+
+    async def _keep_patiently(self) -> None:
+        """Nobody waits for the answer, but somebody asks for it later: a store in trouble gets more than one chance."""
+        if self.on_complete is None:
+            return
+        for pause_s in KEEP_PAUSES_S:
+            try:
+                await self.on_complete()
+                return
+            except SekishoError as error:
+                log.warning(
+                    "background answer %s is not stored yet: %s (%s)", self._exchange.id, error.message, error.id
+                )
+            await asyncio.sleep(pause_s)
+        log.error("background answer %s is lost: the store did not take it", self._exchange.id)
 
     async def send_stream(
         self, request: Request, events: EventStream, headers: Sequence[Header], keepalive_s: float
@@ -250,6 +273,7 @@ class StreamWriter:
         "_opened",
         "_request",
         "_sending",
+        "_task",
         "_timer",
     )
 
@@ -262,6 +286,7 @@ class StreamWriter:
         self._last_s = self._loop.time()
         self._sending = False
         self._opened = False
+        self._task = asyncio.current_task()
         self._timer = self._loop.call_later(keepalive_s, self._tick)
 
     @property
@@ -311,9 +336,18 @@ class StreamWriter:
         wait_s = self._keepalive_s - (self._loop.time() - self._last_s)
         if wait_s <= 0.001:
             wait_s = self._keepalive_s
-            if not self._sending:
+            if self._sending:
+                self._give_up_on_reader()
+            else:
                 self._beat = self._loop.create_task(self._keep_alive())
         self._timer = self._loop.call_later(wait_s, self._tick)
+
+    def _give_up_on_reader(self) -> None:
+        silent_s = self._loop.time() - self._last_s
+        if silent_s >= STALLED_READER_S and self._task is not None and not self._request.gone:
+            log.warning("a client took nothing of its stream for %.0f s and counts as gone", silent_s)
+            self._request.gone = True
+            self._task.cancel()
 
     async def _keep_alive(self) -> None:
         if not (self._sending or self._request.finished or self._request.gone):
