@@ -81,7 +81,10 @@ def _bills_are_exact(sekisho: Sekisho, kills: int) -> None:
     dice = random.Random(7)
     load = Load(sekisho, 10)
     try:
-        for _ in range(kills):
+        for number in range(kills):
+            if number % 5 == 4:  # an orderly stop in between; also, the supervisor's patience begins anew
+                sekisho.json("down")
+                sekisho.up()
             before = len(load.answered)
             assert eventually(lambda count=before: len(load.answered) > count + 20), "nobody is answered"
             time.sleep(dice.random() * 0.3)
@@ -124,11 +127,11 @@ def _frames(answer: httpx.Response) -> Iterator[str]:
 
 
 def _engine_dies_under(sekisho: Sekisho, streams: int) -> None:
-    body = chat("hello", "small", stream=True, max_tokens=1500, ignore_eos=True)
     ends: list[str] = []
     begun: list[int] = []
 
-    def ask() -> None:
+    def ask(tokens: int) -> None:
+        body = chat("hello", "small", stream=True, max_tokens=tokens, ignore_eos=True)
         with (
             httpx.Client(headers={"authorization": f"Bearer {sekisho.key}"}, timeout=60.0) as client,
             client.stream("POST", sekisho.url + CHAT, json=body) as answer,
@@ -144,10 +147,14 @@ def _engine_dies_under(sekisho: Sekisho, streams: int) -> None:
                 last = frame
             ends.append(last)
 
-    threads = [threading.Thread(target=ask) for _ in range(streams)]
+    threads = [threading.Thread(target=ask, args=(1800,)) for _ in range(streams // 2)]
     for thread in threads:
         thread.start()
     assert eventually(lambda: len(begun) >= streams // 2)
+    waiting = [threading.Thread(target=ask, args=(20,)) for _ in range(streams - len(threads))]
+    for thread in waiting:
+        thread.start()
+    threads += waiting
     _kill(sekisho, "engine-small")
     for thread in threads:
         thread.join(90)

@@ -136,11 +136,16 @@ PLACES = [
 ]
 
 
+# Where -1 means something: a bias, or no limit, as llama.cpp, LM Studio and Ollama write it.
+NO_LIMIT = {("chat", "logit_bias"), ("chat", "max_tokens"), ("chat", "max_completion_tokens"),
+            ("completions", "max_tokens"), ("ollama_chat", "options"), ("ollama_generate", "options")}  # fmt: skip
+
+
 @pytest.mark.parametrize(("protocol", "field", "shape"), PLACES)
 def test_impossible_numbers_are_refused(target: "Target", protocol: str, field: str, shape: str) -> None:
     """NaN, infinities, 1e400, negative and huge numbers, numbers as text: refused wherever a number stands."""
     for number in NUMBERS:
-        if not (number == "-1" and field in ("logit_bias", "options")):  # a fair bias; Ollama's "no limit"
+        if not (number == "-1" and (protocol, field) in NO_LIMIT):
             refused(protocol, post(target, protocol, raw_with(protocol, **{field: shape.format(number)})))
 
 
