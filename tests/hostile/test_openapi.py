@@ -116,7 +116,11 @@ def test_many_requests_by_the_document_break_nothing(
 def test_any_json_as_any_field(target: "Target") -> None:
     """Random JSON in place of each field of a chat request never makes a 5xx."""
     values = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=8),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=6,
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import random
 import shutil
 import sqlite3
@@ -291,3 +292,44 @@ async def test_spending_follows_the_month_of_the_wall_clock(tmp_path: Path) -> N
     assert len([row async for row in store.usage_rows(0, 1e11)]) == 2
     spool.close()
     await store.close()
+
+
+STRANGE_IDS = ["resp_\x00", "\x00", "resp_\ud800", "x" * 100_000, "é" * 300, "'; DROP TABLE responses; --", "%", "_"]
+
+
+def check_strange_ids(target: "Target") -> None:
+    def send(path: str, body: dict[str, Any]) -> httpx.Response:
+        return target.client.post(path, content=json.dumps(body).encode())  # with escapes: httpx refuses surrogates
+
+    for strange in STRANGE_IDS:
+        body = {**KEEP, "previous_response_id": strange, "user": strange, "metadata": {"a": strange[:500]}}
+        answer = send(RESPONSES, body)
+        assert answer.status_code in (400, 404), (strange, answer.text)
+    for escaped in ("%00", "resp_%00", "%ED%A0%80", "%ff", "%25", "x" * 8_000):
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+            answer = target.client.request(method, f"{RESPONSES}/{escaped}{path}")
+            assert answer.status_code in (400, 404), (method, escaped, answer.text)
+    rows = len(target.usage())
+    users = ["a\x00b", "\ud800", "é" * 1000, "", " ", "\u202e", "x\r\ny"]
+    for user in users:
+        assert send(CHAT, {**HELLO, "user": user}).status_code in (200, 400)
+        kept = send(RESPONSES, {**KEEP, "input": f"hello {user}", "user": user})
+        if kept.status_code == 200:
+            assert target.client.get(f"{RESPONSES}/{kept.json()['id']}").json()["output"] == kept.json()["output"]
+        else:
+            assert kept.status_code == 400, kept.text
+    target.client.post(CHAT, json={**HELLO, "user": "last"})
+    assert eventually(lambda: any(row.user == "last" for row in target.usage()[rows:]), 20.0)
+
+
+def test_strange_ids_and_users_do_not_trouble_sqlite(target: "Target") -> None:
+    """NUL, lone surrogates, very long ids and user names: 4xx, or stored and given back; the book goes on."""
+    check_strange_ids(target)
+
+
+@pytest.mark.slow
+def test_strange_ids_and_users_do_not_trouble_postgresql(own_target: OwnTarget, postgres: Any) -> None:
+    """The same where the database itself refuses NUL in a text."""
+    target = own_target(database=postgres.new_database())
+    check_strange_ids(target)
+    assert "0x00" not in target.process.log()
