@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -74,19 +74,31 @@ def engine(live: LiveGateway) -> FakeEngine:
 
 @pytest.fixture
 def codex(tmp_path: Path, live: LiveGateway) -> Codex:
-    """`codex(prompt, *arguments)` runs one turn in an empty folder."""
+    """`codex(prompt, *arguments)` runs one turn in an empty folder; `session` keeps or continues it."""
     program = npm_program("@openai/codex", "codex", "codex")
     home, folder = tmp_path / "codex-home", tmp_path / "work"
     home.mkdir()
     folder.mkdir()
 
-    def run(prompt: str, *arguments: str, key: str = "", model: str = "fake", server: LiveGateway = live) -> Run:
+    def run(
+        prompt: str,
+        *arguments: str,
+        key: str = "",
+        model: str = "fake",
+        server: LiveGateway = live,
+        session: Literal["none", "new", "last"] = "none",
+    ) -> Run:
         provider = f'{{name="gw",base_url="{server.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
-        flags = ["--ignore-user-config", "--ephemeral", "--skip-git-repo-check", "--json"]
-        flags += ["-C", str(folder), "-s", "danger-full-access", "-m", model]
+        flags = ["--ignore-user-config", "--skip-git-repo-check", "--json", "-m", model]
         flags += ["-c", "model_provider=gw", "-c", f"model_providers.gw={provider}"]
+        flags += {
+            "none": ["-C", str(folder), "-s", "danger-full-access", "--ephemeral"],
+            "new": ["-C", str(folder), "-s", "danger-full-access"],
+            "last": ["resume", "--last"],
+        }[session]
         done = subprocess.run(
             [str(program), "exec", *flags, *arguments, prompt],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -154,6 +166,20 @@ def test_reasoning_survives(codex: Codex, engine: FakeEngine) -> None:
     (thought,) = parts(engine.turns[-1], Reasoning)
     assert thought.text == "hmm-so"
     assert "hmm-so" not in (thought.sealed or "")
+
+
+def test_a_resumed_session(codex: Codex, engine: FakeEngine) -> None:
+    """Three runs of one session: the model is told everything in order, with the thinking of every turn; Codex puts
+    instructions between the turns."""
+    codex('reason:one call:exec_command {"cmd":"echo amber"}', session="new").answer()
+    assert codex("second reason:two", session="last").answer() == "second"
+    assert codex("third", session="last").answer() == "third"
+    told = engine.turns[-1]
+    assert [thought.text for thought in parts(told, Reasoning)] == ["one", "two"]
+    assert len(parts(told, ToolCall)) == len(parts(told, ToolResult)) == 1
+    roles = [message.role for message in told.messages]
+    assert "developer" in roles[roles.index("assistant") :]
+    assert roles[-3:] == ["user", "assistant", "user"]
 
 
 def test_an_output_schema(codex: Codex, engine: FakeEngine, tmp_path: Path) -> None:
