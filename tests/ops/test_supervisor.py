@@ -152,6 +152,17 @@ async def test_one_supervisor_per_home(tmp_path: Path) -> None:
     lock.release()
 
 
+async def test_a_claim_keeps_others_out_before_anything_runs(tmp_path: Path) -> None:
+    """Who claimed the home may prepare it in peace; a claim that comes to nothing is let go by `stop`."""
+    first, second = Supervisor(tmp_path, [python("a", tmp_path, "pass")]), Supervisor(tmp_path, [])
+    await first.claim()
+    with pytest.raises(AlreadyRunning):
+        await second.claim()
+    await first.stop()
+    await second.start()
+    await second.stop()
+
+
 async def test_children_come_and_go_while_it_runs(tmp_path: Path) -> None:
     """`add`, `restart` and `remove` touch one child only."""
     sleep = "import time; time.sleep(600)"

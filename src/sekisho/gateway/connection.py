@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
         gateway: Gateway = self.config.app  # type: ignore[assignment]
         self._head_timeout_s = gateway.config.body_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_began = False  # in the piece of data that is being parsed
+        self._in_head = True  # an idle connection is one before its next head
         self._head_bytes = 0
         self._ahead_bytes = 0
         self._answering: RequestResponseCycle | None = None
@@ -81,10 +81,12 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             return
         super().data_received(data)
-        if self._head_timer is not None:
-            # The piece in which a head begins may hold another request's end: it does not count.
-            self._head_bytes = 0 if self._head_began else self._head_bytes + len(data)
-            self._head_began = False
+        if self._in_head:  # seldom: a head comes in one piece
+            if self._head_timer is None:
+                self._await_head()
+                self._head_bytes = 0  # a piece in which a head begins may hold another request's end
+            else:
+                self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:
                 self._refuse(431, HeadTooLarge(f"The request's head is larger than {HEAD_LIMIT_BYTES} bytes."))
         if self.pipeline:
@@ -97,8 +99,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_began = True
-        self._await_head()
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
         self._end_head()
@@ -117,10 +118,10 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
 
     def _await_head(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_is_late)
+        self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_is_late)
 
     def _end_head(self) -> None:
+        self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
