@@ -259,6 +259,9 @@ def test_errors(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as orphan:
         create(client, [{"type": "function_call_output", "call_id": "call_none", "output": "x"}])
     assert orphan.value.param
+    with pytest.raises(openai.BadRequestError) as unheard:  # its events would reach nobody
+        client.responses.create(model="fake", input="x", background=True, stream=True)
+    assert unheard.value.param == "stream"
     with pytest.raises(openai.APIStatusError) as down:
         client.responses.create(model="fake", input="status:503 x", stream=True)
     assert down.value.status_code == 503

@@ -228,6 +228,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (tool(name=""), "tools[0].name", "invalid_value"),
     (tool(parameters=[]), "tools[0].parameters", "invalid_type"),
     ({"tools": [{**FILES, "tools": [{"type": "mcp"}]}]}, "tools[0].tools[0].type", "invalid_value"),
+    ({"background": True, "store": False}, "store", "invalid_value"),
+    ({"background": True, "stream": True}, "stream", "unsupported_parameter"),
     ({"tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({"tool_choice": {"name": "f"}}, "tool_choice.type", "missing_required_parameter"),

@@ -143,6 +143,10 @@ def decode(body: bytes, request_id: str) -> ResponsesRequest:
     for name, reason in _UNSUPPORTED.items():
         if getattr(given, name) is not None:
             raise UnsupportedParameter(reason, param=name)
+    if given.background and given.store is False:
+        raise InvalidRequest("A background response must be stored: it is fetched later.", param="store")
+    if given.background and given.stream:
+        raise UnsupportedParameter("A background response is fetched, not streamed.", param="stream")
     for index, wanted in enumerate(given.include or ()):
         if wanted not in INCLUDABLE:
             raise InvalidRequest(f"Invalid value for 'include[{index}]': {wanted!r:.80}.", param=f"include[{index}]")
