@@ -82,7 +82,7 @@ def _bills_are_exact(sekisho: Sekisho, kills: int) -> None:
     load = Load(sekisho, 10)
     try:
         for number in range(kills):
-            if number % 5 == 4:  # an orderly stop in between; also, the supervisor's patience begins anew
+            if number and number % 4 == 0:  # an orderly stop in between; a fifth death in a minute would be waited for
                 sekisho.json("down")
                 sekisho.up()
             before = len(load.answered)
