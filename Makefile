@@ -67,7 +67,7 @@ mini: ## Train the built-in model anew (about an hour on two cores; needs PyTorc
 	@build/mini-venv/bin/python tools/mini/build.py
 
 docs: $(VENV)/installed-dev ## Check that the documentation names everything that exists
-	@$(RUN) pytest tests/test_docs.py
+	@$(RUN) pytest tests/test_docs.py tests/test_docs_protocols.py
 
 clean: ## Remove the environment and build products (not your data)
 	@rm -rf $(VENV) build dist
