@@ -86,6 +86,14 @@ def hasty_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     _end(target)
 
 
+@pytest.fixture(scope="module")
+def open_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """One that browsers of any origin may call."""
+    target = Target(tmp_path_factory.mktemp("open"), cors_origins=("*",))
+    yield target
+    _end(target)
+
+
 def _end(target: Target) -> None:
     target.close()
     log = target.process.log()

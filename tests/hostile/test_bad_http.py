@@ -376,3 +376,18 @@ def test_keys_count_in_their_two_headers_only(target: "Target") -> None:
             assert answer is not None
             assert key not in answer.body.decode()
     assert key not in target.process.log()
+
+
+@pytest.mark.parametrize("value", ["\x7f", "\x01", "a\tb", "\xff\xfe", "null", "x" * 5_000, "*", "\r\n X-Evil: 1"])
+def test_a_strange_origin_is_echoed_safely_or_refused(open_target: "Target", value: str) -> None:
+    """Where any origin may call, what a browser is told back makes no broken head and no 500."""
+    for method, lines in (
+        ("GET", [f"Origin: {value}"]),
+        ("OPTIONS", [f"Origin: {value}", "Access-Control-Request-Method: POST",
+                     f"Access-Control-Request-Headers: {value}"]),
+    ):  # fmt: skip
+        with RawConnection(open_target.port) as raw:
+            answer = raw.send(request_bytes(method, "/v1/models", open_target.key, b"", *lines)).answer()
+            assert answer is not None
+            assert answer.status in (200, 204, 400)
+            assert answer.header("x-evil") is None
