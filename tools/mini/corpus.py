@@ -104,15 +104,15 @@ def conversation(seed: int, number: int, longest: int) -> Conversation:
     rng = random.Random(f"{seed}:{number}")
     language = rng.choice(LANGUAGES)
     roll = rng.random()
-    if roll < 0.40:
+    if roll < 0.48:
         return recall(rng, language, "train")
-    if roll < 0.70:
+    if roll < 0.81:
         return about_sekisho(rng, language)
-    if roll < 0.83:
+    if roll < 0.94:
         return small_skill(rng, language)
-    if roll < 0.955:
+    if roll < 0.97:
         return sums(rng, language)
-    if roll < 0.98:
+    if roll < 0.985:
         return persona(rng, language)
     return long_context(rng, language, rng.randint(300, longest))
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from mini import filler
 from mini.conversation import Language, Message
 from mini.corpus import held_questions
-from mini.keywords import draw
+from mini.facts import facts
+from mini.keywords import draw, split_of
 from mini.recall import AGAIN_BARE, ONLY, SENTENCE, SET, thread
-from mini.skills import SUMS, a_sum, echo, talks, too_much
+from mini.skills import SUMS, Sum, a_sum, echo, talks, too_much
 
 # The wording of the team evaluation's continuity check; the Japanese lines are fixed by its specification.
 CHECK: dict[Language, tuple[str, str, str]] = {
@@ -87,6 +88,13 @@ def check(rng: random.Random, language: Language) -> Talk:
     return Talk("", tuple(turn.format(k=keyword) for turn in CHECK[language]), keyword)
 
 
+def evaluation(rng: random.Random, language: Language) -> Talk:
+    """The check exactly as the team evaluation runs it, numbers of the measuring split: KEY-nnn-AOIRINGO."""
+    while split_of(keyword := f"KEY-{rng.randrange(1000):03d}-AOIRINGO") != "measure":
+        pass
+    return Talk("", tuple(turn.format(k=keyword) for turn in CHECK[language]), keyword)
+
+
 def trained_words(rng: random.Random, language: Language, system: str = "") -> Talk:
     """Words of the training templates, in a fresh combination with a fresh keyword."""
     made = thread(rng, language, "measure")
@@ -142,6 +150,22 @@ def sums_unseen(rng: random.Random, language: Language, signs: str, count: int =
             question = rng.choice(SUMS[language]).format(e=one.spelled(rng, language))
             made.append(_one(question, _equal(one.answer)))
     return made
+
+
+def sums_of_digits(rng: random.Random, language: Language, count: int = 60) -> list[Question]:
+    """Plus and minus of single digits; all of these are trained."""
+    made: list[Question] = []
+    while len(made) < count:
+        left, right = sorted((rng.randrange(10), rng.randrange(10)), reverse=True)
+        one = Sum(left, rng.choice("+-"), right)
+        question = rng.choice(SUMS[language]).format(e=one.spelled(rng, language))
+        made.append(_one(question, _equal(one.answer)))
+    return made
+
+
+def facts_trained(rng: random.Random, language: Language) -> list[Question]:
+    """Every fact in one of its training phrasings."""
+    return [_one(rng.choice(fact.questions), _equal(fact.answer)) for fact in facts(language)]
 
 
 def echoes_unseen(rng: random.Random, language: Language, count: int = 40) -> list[Question]:

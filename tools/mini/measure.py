@@ -183,41 +183,62 @@ def same_continuation(server: LlamaServer, model: Path, count: int = 30) -> Scor
     return Score(equal, count)
 
 
+class Report:
+    """Collects scores, printing each as it comes, and the wrong answers."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, object] = {}
+        self.wrong: list[str] = []
+
+    def note(self, name: str, score: Score) -> None:
+        self.scores[name] = score.as_json()
+        print(f"measure {name}: {score.right}/{score.total}", flush=True)
+
+
+def measure_recall(server: LlamaServer, language: Language, report: Report) -> None:
+    """Keywords over three turns: by sampling, phrasing and distance."""
+    for label, temperature in (("temperature 0", 0.0), ("default sampling", None), ("temperature 0.8", 0.8)):
+        for check, make in (("recall", exam.fresh), ("evaluation's own check", exam.evaluation)):
+            name = f"{check} {language}, {label}"
+            report.note(name, recall(server, language, make, temperature, name))
+    for label, make in (("system prompt", exam.with_system), ("unseen phrasing", exam.unseen_words)):
+        name = f"recall {language}, {label}"
+        report.note(name, recall(server, language, make, None, name))
+    for distance in (256, 1024, 1848):
+        name = f"recall {language}, behind {distance} tokens"
+        report.note(name, far(server, language, distance, between=False))
+    for distance in (256, 1024):
+        name = f"recall {language}, {distance} tokens between"
+        report.note(name, far(server, language, distance, between=True))
+
+
+def measure_skills(server: LlamaServer, language: Language, report: Report) -> None:
+    """Single questions at temperature 0; right means word for word."""
+    rng = random.Random(f"exam {language}")
+    for label, questions in (
+        ("facts, trained phrasing", exam.facts_trained(rng, language)),
+        ("facts, unseen phrasing", exam.facts_unseen(rng, language)),
+        ("small talk, unseen phrasing", exam.greetings_unseen(rng, language)),
+        ("sums of single digits", exam.sums_of_digits(rng, language)),
+        ("addition, unseen sums", exam.sums_unseen(rng, language, "+")),
+        ("subtraction, unseen sums", exam.sums_unseen(rng, language, "-")),
+        ("multiplication", exam.sums_unseen(rng, language, "×")),
+        ("echo, unseen words", exam.echoes_unseen(rng, language)),
+        ("beyond its powers, unseen topics", exam.beyond_unseen(rng, language)),
+    ):
+        score, missed = marks(server, questions, 0.0)
+        report.note(f"{label} {language}", score)
+        report.wrong += missed
+
+
 def measure(model: Path, tokenizer: Tokenizer, context: int) -> tuple[dict[str, object], list[str]]:
     """All scores of a GGUF by name, and the wrong answers. Takes a few minutes."""
     server = LlamaServer(model, context)
-    scores: dict[str, Score] = {}
-    wrong: list[str] = []
-
-    def note(name: str, score: Score) -> None:
-        scores[name] = score
-        print(f"measure {name}: {score.right}/{score.total}", flush=True)
-
-    note("tokens equal in llama.cpp", same_tokens(server, tokenizer))
-    note("greedy answers equal in transformers", same_continuation(server, model))
+    report = Report()
+    report.note("tokens equal in llama.cpp", same_tokens(server, tokenizer))
+    report.note("greedy answers equal in transformers", same_continuation(server, model))
     for language in LANGUAGES:
-        for label, temperature in (("temperature 0", 0.0), ("default sampling", None), ("temperature 0.8", 0.8)):
-            name = f"recall {language}, {label}"
-            note(name, recall(server, language, exam.fresh, temperature, name))
-        for label, make in (("system prompt", exam.with_system), ("unseen phrasing", exam.unseen_words)):
-            name = f"recall {language}, {label}"
-            note(name, recall(server, language, make, None, name))
-        for distance in (256, 512, 1024, 1536, context - 200):
-            note(f"recall {language}, behind {distance} tokens", far(server, language, distance, between=False))
-            if distance <= 1024:
-                note(f"recall {language}, {distance} tokens between", far(server, language, distance, between=True))
-        rng = random.Random(f"exam {language}")
-        for label, questions in (
-            ("facts, unseen phrasing", exam.facts_unseen(rng, language)),
-            ("small talk, unseen phrasing", exam.greetings_unseen(rng, language)),
-            ("addition, unseen sums", exam.sums_unseen(rng, language, "+")),
-            ("subtraction, unseen sums", exam.sums_unseen(rng, language, "-")),
-            ("multiplication", exam.sums_unseen(rng, language, "×")),
-            ("echo, unseen words", exam.echoes_unseen(rng, language)),
-            ("beyond its powers, unseen topics", exam.beyond_unseen(rng, language)),
-        ):
-            score, missed = marks(server, questions, 0.0)
-            note(f"{label} {language}", score)
-            wrong += missed
-    note("answers that end, temperature 1", endless(server))
-    return {name: score.as_json() for name, score in scores.items()}, wrong
+        measure_recall(server, language, report)
+        measure_skills(server, language, report)
+    report.note("answers that end, temperature 1", endless(server))
+    return report.scores, report.wrong

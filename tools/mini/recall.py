@@ -389,9 +389,9 @@ def recall(rng: random.Random, language: Language, split: Split) -> Conversation
             ("recall", never_told),
             ("recall", a_name),
         ),
-        weights=(70, 10, 8, 5, 7),
+        weights=(78, 6, 6, 4, 6),
     )[0]
     messages = make(rng, language, split)
-    if messages[0].role != "system" and rng.random() < 0.35:
+    if messages[0].role != "system" and rng.random() < 0.25:
         messages.insert(0, Message("system", filler.system(rng, language)))
     return Conversation(name, language, tuple(messages))

@@ -118,7 +118,7 @@ def a_sum(rng: random.Random, split: Split) -> Sum:
     """A sum of the given split: + and - within 0..99, × within 1..9; differences may be negative."""
     while True:
         sign = rng.choice("++--×") if split == "train" else rng.choice("+-")
-        high = 9 if sign == "×" or rng.random() < 0.1 else 99
+        high = 9 if sign == "×" or rng.random() < 0.6 else 99
         made = Sum(rng.randint(0 if sign != "×" else 1, high), sign, rng.randint(0 if sign != "×" else 1, high))
         if sign == "-" and made.result < 0 and rng.random() < 0.8:
             made = Sum(made.right, "-", made.left)
@@ -384,7 +384,7 @@ def too_much(rng: random.Random, language: Language, held: bool = False) -> tupl
 def skill(rng: random.Random, language: Language) -> tuple[str, tuple[str, str]]:
     """A random small skill: its name, and a question with its answer."""
     name = rng.choices(
-        ("small talk", "arithmetic", "echo", "list", "counting", "too much"), weights=(14, 34, 12, 8, 4, 28)
+        ("small talk", "arithmetic", "echo", "list", "counting", "too much"), weights=(22, 14, 20, 9, 4, 31)
     )[0]
     made = {
         "small talk": small_talk,

@@ -32,7 +32,7 @@ class Plan:
     seed: int = 20260
     tokens: int = 11_000_000
     copy_share: float = 0.165
-    batch: int = 4096
+    batch: int = 2048
     peak_rate: float = 1.5e-3
     warm_up: int = 100
     decay: float = 0.1
@@ -101,7 +101,7 @@ def pool(tokenizer: Tokenizer, plan: Plan, number: int, limit: int, copying: boo
     batches: list[Batch] = []
     taken: list[tokens.Sample] = []
     for sample in samples:
-        if taken and min(limit, len(sample.ids)) * (len(taken) + 1) > plan.batch:
+        if len(taken) > 1 and min(limit, len(sample.ids)) * (len(taken) + 1) > plan.batch:
             batches.append(collate(rng, taken, gap_share, limit))
             taken = []
         taken.append(sample)
