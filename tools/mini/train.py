@@ -128,6 +128,19 @@ class Progress:
     copying: bool = True
 
 
+def history(state: Path) -> dict[str, object]:
+    """What a checkpoint says of its run: the plan, and how far it came."""
+    saved = torch.load(state, weights_only=True)
+    progress = saved["progress"]
+    return {
+        **saved["plan"],
+        "tokens_seen": progress["seen"],
+        "steps": progress["step"],
+        "minutes": round(progress["seconds"] / 60, 1),
+        "command": "make mini",
+    }
+
+
 class Trainer:
     """Owns the weights, the optimiser and the progress; `run` blocks until the token budget is spent."""
 
@@ -146,6 +159,12 @@ class Trainer:
         self.hidden = torch.compile(self.model.hidden, dynamic=True)
         if state.exists():
             self._resume()
+
+    def start_from(self, state: Path) -> None:
+        """Takes the weights of another run's checkpoint, and nothing else of it. Without effect when resuming."""
+        if self.progress.step == 0:
+            self.progress.copying = False
+            self.model.load_state_dict(torch.load(state, weights_only=True)["weights"])
 
     def _resume(self) -> None:
         saved = torch.load(self.state, weights_only=True)
