@@ -31,7 +31,7 @@ def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> Non
     if announcement.get("admin_key"):
         out.line(f"  export {KEY_VARIABLE}={announcement['admin_key']}")
     if models:
-        question = "こんにちは" if out.language == "ja" else "Hello! Who are you?"
+        question = "Sekisho とは何ですか？" if out.language == "ja" else "What is Sekisho?"
         out.line(f"  {curl_line(Setup(url, models[0]), question)}")
     out.say("chat_page", url=url)
     out.say("models_are", models=", ".join(models))

@@ -41,7 +41,7 @@ class Guide(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def curl_line(setup: Setup, question: str = "Hello! Who are you?") -> str:
+def curl_line(setup: Setup, question: str = "What is Sekisho?") -> str:
     """One line for a POSIX shell; the key comes from the environment."""
     body = json.dumps({"model": setup.model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
     address = shlex.quote(f"{setup.base_url}/chat/completions")
@@ -65,7 +65,7 @@ def _curl(setup: Setup) -> Guide:
 def _powershell(setup: Setup) -> Guide:
     address, model = _powershell_text(f"{setup.base_url}/chat/completions"), _powershell_text(setup.model)
     lines = (
-        f"$body = @{{ model = {model}; messages = @(@{{ role = 'user'; content = 'Hello! Who are you?' }}) }} "
+        f"$body = @{{ model = {model}; messages = @(@{{ role = 'user'; content = 'What is Sekisho?' }}) }} "
         "| ConvertTo-Json -Depth 8",
         f"$answer = Invoke-RestMethod -Method Post -Uri {address} "
         f'-Headers @{{ Authorization = "Bearer $env:{setup.key_variable}" }} '
