@@ -18,6 +18,7 @@ from sekisho.core.events import (
 )
 from sekisho.core.turn import Turn
 from sekisho.wire import sse
+from sekisho.wire.openai_encoder import OpenAiEncoder
 from sekisho.wire.openai_error import failed_body
 
 LEGACY_FUNCTIONS = "sekisho.legacy_functions"  # a mark in `Turn.extra`; keys of this prefix never leave the house
@@ -40,83 +41,25 @@ class _Choice:
         self.finish: str | None = None
 
 
-class ChatEncoder:
-    """See `wire.base.Encoder`. After a failure neither a finish reason nor `[DONE]` is sent, so that a broken stream
-    never looks complete: OpenAI's SDKs raise at the error frame."""
+class ChatEncoder(OpenAiEncoder[_Choice]):
+    """`chat.completion` and its chunks."""
 
-    content_type = "text/event-stream"
+    _prefix = "chatcmpl"
+    _object = "chat.completion"
+    _chunk_object = "chat.completion.chunk"
 
     def __init__(self, turn: Turn, created: int) -> None:
-        self._turn = turn
+        super().__init__(turn, created, [_Choice() for _ in range(turn.sampling.n)])
         self._legacy = LEGACY_FUNCTIONS in turn.extra
-        self._choices = [_Choice() for _ in range(turn.sampling.n)]
-        self._usage: Usage | None = None
-        self.failed: Failed | None = None
-        head = _encode({"id": completion_id("chatcmpl", turn.id), "object": "chat.completion.chunk"})[:-1]
-        self._head = b'data: %b,"created":%d,"model":%b,' % (head, created, _encode(turn.model))
-        self._created = created
-        self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
-        opens = [b'%b"choices":[{"index":%d,"delta":{' % (self._head, i) for i in range(turn.sampling.n)]
-        self._opens = opens
-        self._text_opens = [part + b'"content":' for part in opens]
+        self._opens = [b'%b"choices":[{"index":%d,"delta":{' % (self._head, i) for i in range(turn.sampling.n)]
+        self._text_opens = [part + b'"content":' for part in self._opens]
         self._close = _PLAIN_CLOSE + self._end
-        self._streaming = turn.stream
 
     def start(self) -> bytes:
         """The chunk that names the role, for every choice."""
         return b"".join(
             b'%b"role":"assistant","content":"","refusal":null%b' % (part, self._close) for part in self._opens
         )
-
-    def feed(self, batch: Sequence[Event]) -> bytes:
-        if not self._streaming:
-            for event in batch:
-                self._collect(event)
-            return b""
-        frames: list[bytes] = []
-        for event in batch:
-            if self.failed is not None:
-                break
-            if type(event) is TextDelta and not event.logprobs:
-                frames += (self._text_opens[event.choice], _encode(event.text), self._close)
-            else:
-                frames.append(self._frame(event))
-        return b"".join(frames)
-
-    def keepalive(self) -> bytes:
-        return sse.KEEPALIVE
-
-    def end(self) -> bytes:
-        """The usage where it was asked for and told, then `[DONE]`; or the failure of a turn that never ended."""
-        if self.failed is not None:
-            return b""
-        if not self._is_finished():
-            self.failed = cut_off(self._turn)
-            return sse.encode(failed_body(self.failed))
-        usage = b""
-        if self._turn.include_usage and self._usage is not None:
-            usage = b'%b"choices":[],"usage":%b}\n\n' % (self._head, _encode(usage_object(self._usage)))
-        return usage + sse.DONE
-
-    def whole(self) -> bytes:
-        """The completion, or the error body where the turn failed or never ended (then `failed` is set)."""
-        if self.failed is None and not self._is_finished():
-            self.failed = cut_off(self._turn)
-        if self.failed is not None:
-            return failed_body(self.failed)
-        answer: dict[str, Any] = {
-            "id": completion_id("chatcmpl", self._turn.id),
-            "object": "chat.completion",
-            "created": self._created,
-            "model": self._turn.model,
-            "choices": [self._choice_object(index, choice) for index, choice in enumerate(self._choices)],
-        }
-        if self._usage is not None:
-            answer["usage"] = usage_object(self._usage)
-        return _encode(answer)
-
-    def _is_finished(self) -> bool:
-        return all(choice.finish for choice in self._choices)
 
     def _frame(self, event: Event) -> bytes:
         match event:
@@ -214,26 +157,6 @@ class ChatEncoder:
         if self._turn.sampling.logprobs and choice.logprobs:
             logprobs = {"content": choice.logprobs, "refusal": None}
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
-
-
-def completion_id(prefix: str, turn_id: str) -> str:
-    """The object's id shares its random part with the request's id, so one leads to the other in the log."""
-    return f"{prefix}-{turn_id.rpartition('_')[2].removeprefix(prefix + '-')}"
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-
-def cut_off(turn: Turn) -> Failed:
-    """The failure of a turn whose events stopped without an end. Its id is the request's, which is in the log."""
-    return Failed(turn.id, "engine_failed", "server_error", "The engine stopped before the answer was complete.")
 
 
 def _call_object(call: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sekisho.core.errors import InvalidRequest, UnsupportedParameter
 from sekisho.core.events import Event, Failed, Finished, RefusalDelta, TextDelta, TokenLogprob, Usage
 from sekisho.core.turn import Prompt, Turn
 from sekisho.wire import chat_vendor, jsonio, sse
-from sekisho.wire.chat_encoder import completion_id, cut_off, usage_object
+from sekisho.wire.openai_encoder import OpenAiEncoder
 from sekisho.wire.openai_error import error_body, failed_body
 
 __all__ = ["CompletionEncoder", "decode", "encoder", "error_body", "read_prompts"]
@@ -104,79 +104,24 @@ class _Choice:
         self.finish: str | None = None
 
 
-class CompletionEncoder:
-    """See `wire.base.Encoder`. Choices are numbered over the prompts, `n` for each. Thinking and tool calls have no
-    place in this protocol; a raw completion has neither."""
+class CompletionEncoder(OpenAiEncoder[_Choice]):
+    """`text_completion`. Choices are numbered over the prompts, `n` for each. Thinking and tool calls have no place in
+    this protocol; a raw completion has neither."""
 
-    content_type = "text/event-stream"
+    _prefix = "cmpl"
+    _object = _chunk_object = "text_completion"
 
     def __init__(self, turn: Turn, created: int) -> None:
-        self._turn = turn
-        self._created = created
-        self._choices = [_Choice() for _ in range(len(turn.prompts) * turn.sampling.n)]
-        self._usage: Usage | None = None
-        self.failed: Failed | None = None
-        head = _encode({"id": completion_id("cmpl", turn.id), "object": "text_completion"})[:-1]
-        self._head = b'data: %b,"created":%d,"model":%b,' % (head, created, _encode(turn.model))
-        self._end = b',"usage":null}\n\n' if turn.include_usage else b"}\n\n"
+        super().__init__(turn, created, [_Choice() for _ in range(len(turn.prompts) * turn.sampling.n)])
         self._close = b',"logprobs":null,"finish_reason":null}]' + self._end
-        self._opens = [b'%b"choices":[{"index":%d,"text":' % (self._head, index) for index in range(len(self._choices))]
+        opens = [b'%b"choices":[{"index":%d,"text":' % (self._head, index) for index in range(len(self._choices))]
+        self._opens = self._text_opens = opens
 
     def start(self) -> bytes:
         """The prompts themselves where `echo` was asked for."""
         if not self._turn.echo:
             return b""
         return b"".join(part + _encode(self._prompt(index)) + self._close for index, part in enumerate(self._opens))
-
-    def feed(self, batch: Sequence[Event]) -> bytes:
-        if not self._turn.stream:
-            for event in batch:
-                self._collect(event)
-            return b""
-        frames: list[bytes] = []
-        for event in batch:
-            if self.failed is not None:
-                break
-            if type(event) is TextDelta and not event.logprobs:
-                frames += (self._opens[event.choice], _encode(event.text), self._close)
-            else:
-                frames.append(self._frame(event))
-        return b"".join(frames)
-
-    def keepalive(self) -> bytes:
-        return sse.KEEPALIVE
-
-    def end(self) -> bytes:
-        """As in chat: usage and `[DONE]`, or the failure of a turn that never ended."""
-        if self.failed is not None:
-            return b""
-        if not self._is_finished():
-            self.failed = cut_off(self._turn)
-            return sse.encode(failed_body(self.failed))
-        usage = b""
-        if self._turn.include_usage and self._usage is not None:
-            usage = b'%b"choices":[],"usage":%b}\n\n' % (self._head, _encode(usage_object(self._usage)))
-        return usage + sse.DONE
-
-    def whole(self) -> bytes:
-        """The completion, or the error body where the turn failed or never ended (then `failed` is set)."""
-        if self.failed is None and not self._is_finished():
-            self.failed = cut_off(self._turn)
-        if self.failed is not None:
-            return failed_body(self.failed)
-        answer: dict[str, Any] = {
-            "id": completion_id("cmpl", self._turn.id),
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._turn.model,
-            "choices": [self._choice_object(index, choice) for index, choice in enumerate(self._choices)],
-        }
-        if self._usage is not None:
-            answer["usage"] = usage_object(self._usage)
-        return _encode(answer)
-
-    def _is_finished(self) -> bool:
-        return all(choice.finish for choice in self._choices)
 
     def _prompt(self, choice: int) -> str:
         prompt = self._turn.prompts[choice // self._turn.sampling.n]
