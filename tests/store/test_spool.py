@@ -284,7 +284,7 @@ full = append_until_refused(0)
 assert append_until_refused(full) == full, "and stays refused"
 resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, hard))
 again = append_until_refused(full)
-print(again)
+print(again, flush=True)  # what stays in a buffer dies with the process
 assert again > full
 os.kill(os.getpid(), 9)
 """
