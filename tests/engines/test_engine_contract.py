@@ -187,6 +187,13 @@ async def test_embeddings_keep_the_order_of_the_inputs(subject: Subject) -> None
     assert result.usage.input_tokens > 0
 
 
+async def test_too_long_an_input_to_embed_is_the_callers_error(subject: Subject) -> None:
+    """A text beyond the context is `context_length_exceeded`, as it is for a turn, and no failure of the engine."""
+    with pytest.raises(ContextTooLong) as caught:
+        await subject.engine.embed(EmbedRequest("emb_1", "m", ("short", "word " * 9000)))
+    assert caught.value.status == 400
+
+
 async def test_a_ready_engine_lists_its_models(subject: Subject) -> None:
     """`ready` goes with a list of models."""
     assert (await subject.engine.health()).state == "ready"

@@ -431,6 +431,14 @@ LM_STUDIO = {
     "error": "Trying to keep the first 5000 tokens when context the overflows. "
     "However, the model is loaded with context length of only 4096 tokens"
 }
+LLAMA_EMBEDDING = {
+    "error": {
+        "code": 500,
+        "message": "input (5000 tokens) is too large to process. increase the physical batch size "
+        "(current batch size: 4096)",
+        "type": "server_error",
+    }
+}
 OLLAMA = {"error": {"message": "input length exceeds the context length", "type": "invalid_request_error"}}
 
 
@@ -442,6 +450,7 @@ OLLAMA = {"error": {"message": "input length exceeds the context length", "type"
         (400, VLLM_NEW, ContextTooLong, "4096"),
         (400, LM_STUDIO, ContextTooLong, "4096"),
         (500, OLLAMA, ContextTooLong, "context length"),
+        (500, LLAMA_EMBEDDING, ContextTooLong, "5000 tokens"),
         (400, {"error": {"message": "no such tool"}}, InvalidRequest, "no such tool"),
         (422, {"detail": [{"loc": ["body"], "msg": "field required"}]}, InvalidRequest, "field required"),
         (500, {"error": {"message": "image input is not supported - hint: mmproj"}}, UnsupportedParameter, "no images"),

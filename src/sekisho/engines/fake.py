@@ -258,9 +258,7 @@ class FakeEngine:
         yield [usage, *ends]
 
     def _refuse(self, turn: Turn, script: Script) -> None:
-        count = count_words(turn)
-        if count > self._context:
-            raise ContextTooLong(f"the prompt has {count} tokens, the context holds {self._context}")
+        self._check_fits(count_words(turn))
         if script.status:
             raise status_error(script.status)
         if script.crash == 0:
@@ -268,8 +266,13 @@ class FakeEngine:
         if script.error == 0:
             raise EngineFailed("the fake engine was asked to fail")
 
+    def _check_fits(self, count: int) -> None:
+        if count > self._context:
+            raise ContextTooLong(f"the prompt has {count} tokens, the context holds {self._context}")
+
     async def embed(self, request: EmbedRequest) -> Embeddings:
         texts = [prompt_text(prompt) for prompt in request.inputs]
+        self._check_fits(max((len(text.split()) for text in texts), default=0))
         size = request.dimensions or EMBEDDING_DIMENSIONS
         return Embeddings([embedding(text, size) for text in texts], Usage(sum(len(text.split()) for text in texts), 0))
 

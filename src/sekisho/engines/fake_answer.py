@@ -195,10 +195,15 @@ def _prompt_text(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
 
 
-def embeddings(body: Json, model: str) -> bytes:
+def embeddings(body: Json, settings: Settings) -> bytes:
+    """Refuses what is too long in llama.cpp's words for it, which blame the server."""
     given = body.get("input", "")
     many = isinstance(given, list) and given and not isinstance(given[0], int)
     texts = [_prompt_text(one) for one in (given if many else [given])]
+    longest = max((len(text.split()) for text in texts), default=0)
+    if longest > settings.context:
+        words = f"input ({longest} tokens) is too large to process. increase the physical batch size"
+        raise HttpError(500, f"{words} (current batch size: {settings.context})", "server_error")
     data = []
     for index, text in enumerate(texts):
         vector: Any = embedding(text, int(body.get("dimensions") or 16))
@@ -207,4 +212,4 @@ def embeddings(body: Json, model: str) -> bytes:
         data.append({"object": "embedding", "index": index, "embedding": vector})
     count = sum(len(text.split()) for text in texts)
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return _encode({"object": "list", "data": data, "model": body.get("model") or model, "usage": usage})
+    return _encode({"object": "list", "data": data, "model": body.get("model") or settings.model, "usage": usage})

@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
             models = [{"id": settings.model, "object": "model", "created": 1, "owned_by": "fake"}]
             self._send(200, _encode({"object": "list", "data": models}))
         elif path == "/embeddings":
-            self._send(200, embeddings(msgspec.json.decode(request.body), settings.model))
+            self._send(200, embeddings(msgspec.json.decode(request.body), settings))
         elif path in ("/chat/completions", "/completions"):
             self._begin(Answer(request, settings))
         else:

@@ -22,7 +22,7 @@ from sekisho.core.events import Failed
 _CONTEXT_CODES = {"exceed_context_size_error", "context_length_exceeded", "context_window_exceeded"}
 _CONTEXT_WORDS = re.compile(
     r"context[ _-]?(?:length|size|window)|maximum model length|max_model_len|(?:prompt|input) (?:is )?too long"
-    r"|too many tokens|exceeds? (?:the )?(?:available |maximum )?context",
+    r"|input \(\d+ tokens\) is too large|too many tokens|exceeds? (?:the )?(?:available |maximum )?context",
     re.IGNORECASE,
 )
 _MEDIA_WORDS = re.compile(
