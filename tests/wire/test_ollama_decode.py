@@ -224,6 +224,14 @@ def test_both_embedding_endpoints_decode() -> None:
     assert legacy == EmbedRequest("r", "m", ("a",), protocol="ollama_embeddings")
 
 
+@pytest.mark.parametrize("size", [1_000_001, 2**63, 10**30])
+def test_an_impossible_size_of_an_embedding_is_refused(size: int) -> None:
+    """It is an error that names the parameter, not a vector that takes for ever to make."""
+    with pytest.raises(InvalidRequest) as caught:
+        embed.decode(b'{"model":"m","input":"a","dimensions":%d}' % size, "r")
+    assert caught.value.param == "dimensions"
+
+
 def test_show_takes_either_name() -> None:
     """Older clients say `name` where newer ones say `model`; neither is an error that names it."""
     assert models.decode_show(b'{"model":"m","verbose":true}') == "m"

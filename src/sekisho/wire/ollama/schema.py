@@ -115,7 +115,7 @@ class EmbedRequestParam(msgspec.Struct, forbid_unknown_fields=True):
     model: _Name
     input: str | list[str] | None = None
     truncate: bool | None = None
-    dimensions: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None  # as in OpenAI's protocol here
     options: Options | None = None
     keep_alive: Scalar = None
 
