@@ -63,3 +63,13 @@ def test_every_text_that_the_page_names_is_in_the_tables() -> None:
     tables = (_PAGE / "messages.js").read_text()
     assert used
     assert {key for key in used if len(re.findall(rf"^ {{4}}{key}: ", tables, re.MULTILINE)) != 2} == set()
+
+
+def test_the_questions_that_the_page_offers_are_ones_that_the_built_in_model_can_answer() -> None:
+    """The first click of a newcomer gets an answer: it knows Sekisho by that name, and no sums of two digits."""
+    words = (_PAGE / "messages.js").read_text(encoding="utf-8")
+    offered = re.findall(r'suggestion\d: "(.*)"', words)
+    assert len(offered) == 8
+    assert "What is Sekisho?" in offered
+    assert "Sekisho とは何ですか。" in offered
+    assert [question for question in offered if re.search(r"\d\d", question)] == []
