@@ -342,3 +342,61 @@ def test_version(sekisho: Run) -> None:
 
     assert answer(sekisho, "version")["version"] == __version__
     assert __version__ in sekisho("version")[1]
+
+
+def test_an_empty_list_of_models_does_not_open_all_of_them(sekisho: Run) -> None:
+    """A script's unset variable gives an error, not a key for everything."""
+    assert answer(sekisho, "key", "create", "--name", "taro", "--models", " ,", code=2)["error"]["hint"]
+    assert answer(sekisho, "key", "list") == []
+
+
+@pytest.mark.parametrize("url", ["here", "ftp://host", "http://", "http://a b", "http://host:port"])
+def test_a_client_is_given_no_address_that_is_none(sekisho: Run, url: str) -> None:
+    """--url wants a web address."""
+    assert repr(url) in answer(sekisho, "client", "codex", "--url", url, code=2)["error"]["message"]
+
+
+def test_a_model_is_not_added_to_a_file_that_is_no_text(sekisho: Run, home: Path) -> None:
+    """The file is named and stays as it is."""
+    home.mkdir()
+    file = home / "sekisho.yaml"
+    file.write_bytes(b"\xff\xfe")
+    error = answer(sekisho, "model", "add", "office", "--url", "http://127.0.0.1:1/v1", code=2)["error"]
+    assert f"{file}: not UTF-8 text" in error["message"]
+    assert file.read_bytes() == b"\xff\xfe"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_key_is_shown_whatever_the_encoding(home: Path, encoding: str) -> None:
+    """What the terminal cannot write is spelled out: the only sight of a new secret is not lost to a name."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+
+    def call(*arguments: str) -> str:
+        argv = [sys.executable, "-m", "sekisho", *arguments]
+        done = subprocess.run(argv, capture_output=True, env=environment, check=True)
+        return done.stdout.decode(encoding)
+
+    assert "sk-sekisho-" in call("key", "create", "--name", "太郎")
+    assert "\\u592a\\u90ce" in call("key", "list")
+    assert json.loads(call("key", "list", "--json"))[0]["name"] == "太郎"
+
+
+def test_ids_are_whole_in_a_narrow_terminal(sekisho: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No column that is there to be copied is cut short."""
+    made = answer(sekisho, "key", "create", "--name", "taro")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert made["id"] in sekisho("key", "list")[1]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_banner_stops_the_server_that_it_tells_of(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: bool
+) -> None:
+    """The home stands in the line where a bare `sekisho down` would look into another one."""
+    from sekisho.cli import banner
+    from sekisho.cli.output import Output
+
+    place = tmp_path / "an other" if given else home
+    banner.show(Output(), {"url": "http://127.0.0.1:1", "models": ["m"], "home": str(place)}, detached=True)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"down --home '{place}'" if given else "down")

@@ -67,8 +67,9 @@ def test_expiry() -> None:
     day_after = datetime.datetime(2027, 4, 1, tzinfo=datetime.UTC).timestamp()
     assert quantities.expiry("2027-03-31", NOW) == day_after
     assert quantities.expiry("2027-04-01T09:00+09:00", NOW) == day_after
-    with pytest.raises(CommandFailed, match="2020-01-01"):
-        quantities.expiry("2020-01-01", NOW)
+    for text in ("2020-01-01", "0d", "9999-12-31", "999999w"):
+        with pytest.raises(CommandFailed, match=text):
+            quantities.expiry(text, NOW)
 
 
 def test_month() -> None:

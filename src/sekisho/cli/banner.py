@@ -1,9 +1,11 @@
 """What the person who started the server sees."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sekisho.cli.output import Output
@@ -15,6 +17,14 @@ def _own_name() -> str:
         return "sekisho"
     program = os.path.relpath(sys.argv[0])
     return program if os.path.basename(program).startswith("sekisho") else "sekisho"
+
+
+def _down(home: str) -> str:
+    """The line that stops this server: it names the home where a bare `down` would look into another one."""
+    from sekisho.ops.home import Home
+
+    elsewhere = Path(home) != Home.find().path
+    return " ".join((_own_name(), "down", *(("--home", shlex.quote(home)) if elsewhere else ())))
 
 
 def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> None:
@@ -35,6 +45,6 @@ def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> Non
         out.line(f"  {curl_line(Setup(url, models[0]), question)}")
     out.say("chat_page", url=url)
     out.say("models_are", models=", ".join(models))
-    out.say("stop_with" if detached else "stop_with_ctrl_c", command=_own_name())
+    out.say("stop_with" if detached else "stop_with_ctrl_c", command=_down(announcement["home"]))
     for warning in announcement.get("warnings", ()):
         out.warn(warning)

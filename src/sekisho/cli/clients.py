@@ -33,6 +33,8 @@ def client(
     names = tuple(m.name for m in settings.models if not m.embeddings) or tuple(m.name for m in settings.models)
     if model is not None and settings.model(model) is None:
         raise CommandFailed(f"{model}: no such model", hint=f"models: {', '.join(names)}", exit_code=USAGE)
+    if url is not None and not _is_web_address(url):
+        raise CommandFailed(f"--url: {url!r} is no address", hint="as in https://llm.example.com", exit_code=USAGE)
     state = running(place)
     address = url or settings.gateway.public_url or (state.url if state else None) or base_url(settings.gateway)
     address = address.rstrip("/").removesuffix("/v1")
@@ -45,6 +47,17 @@ def client(
         out.line()
     for note in made.notes:
         out.line(f"* {note}")
+
+
+def _is_web_address(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # reading it is the check: a port that is no number raises
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not any(map(str.isspace, url))
 
 
 def _plain_guide(made: object) -> dict[str, object]:

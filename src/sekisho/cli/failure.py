@@ -57,7 +57,9 @@ def _from_layers(error: BaseException) -> CommandFailed | None:
         return CommandFailed(str(error), exit_code=USAGE, details=details)
     if isinstance(error, SekishoError):
         code = ABSENT if isinstance(error, NotFound) else USAGE if isinstance(error, RequestError) else FAILED
-        return CommandFailed(error.message, exit_code=code, details={"code": error.error_code, "param": error.param})
+        hint = "sekisho doctor" if code == FAILED else None
+        known = {"code": error.error_code, "param": error.param}
+        return CommandFailed(error.message, hint=hint, exit_code=code, details=known)
     if isinstance(error, AlreadyRunning):
         return CommandFailed(str(error), hint="sekisho status", exit_code=FAILED)
     return _from_serve(error) or _from_hub(error) or _from_system(error)
@@ -86,5 +88,6 @@ def _from_hub(error: BaseException) -> CommandFailed | None:
 def _from_system(error: BaseException) -> CommandFailed | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return CommandFailed(f"{where}{error.strerror or error}")
+        hint = "sekisho doctor" if isinstance(error, PermissionError) else None
+        return CommandFailed(f"{where}{error.strerror or error}", hint=hint)
     return None

@@ -53,7 +53,7 @@ def create(
     out, place = Output(as_json=as_json), at_home(home)
     settings = settings_of(place)
     limits = _budgets(budget or [], settings.gateway.currency)
-    chosen = frozenset(quantities.names(models)) or None
+    chosen = _chosen(models)
     _warn_unknown(out, chosen, settings)
     spec = KeySpec(
         name=name,
@@ -71,6 +71,14 @@ def create(
     out.json({"key": secret, **shown(record)})
     out.say("key_created", name=record.name, id=record.id)
     out.line(f"  {secret}", style="bold")
+
+
+def _chosen(models: str | None) -> frozenset[str] | None:
+    """The models of the key; None for all. An empty list (an unset variable of a script) must not open every model."""
+    names = frozenset(quantities.names(models))
+    if models is not None and not names:
+        raise CommandFailed("--models: no model is named", hint="leave it out for all models", exit_code=USAGE)
+    return names or None
 
 
 def _budgets(texts: list[str], currency: str) -> dict[str, int]:

@@ -15,8 +15,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "try_it": ("Try it:", "試すには:"),
     "chat_page": ("Chat page: {url}/", "チャットページ: {url}/"),
     "models_are": ("Models: {models}", "モデル: {models}"),
-    "stop_with": ("Stop with: {command} down", "止めるには: {command} down"),
-    "stop_with_ctrl_c": ("Stop with: Ctrl+C or {command} down", "止めるには: Ctrl+C または {command} down"),
+    "stop_with": ("Stop with: {command}", "止めるには: {command}"),
+    "stop_with_ctrl_c": ("Stop with: Ctrl+C or {command}", "止めるには: Ctrl+C または {command}"),
     "open_host": (
         "{host} can be reached from other machines; keys are sent in clear unless a proxy adds TLS",
         "{host} は他のマシンから到達できます。TLS を行うプロキシがなければキーは平文で流れます",

@@ -86,6 +86,7 @@ def add(
     out, place = Output(as_json=as_json), at_home(home)
     if (path is None) == (url is None):
         raise CommandFailed("one of --path and --url is needed", exit_code=USAGE)
+    settings_of(place)  # a file that is wrong is told as such, before anything is added to it
     fields: dict[str, Any] = {"name": name, "embeddings": embeddings}
     if url is not None:
         fields |= {"engine": "openai_http", "url": url, "upstream_model": upstream_model, "api_key_env": api_key_env}
@@ -255,10 +256,9 @@ def export(
         raise _extra_missing(error) from error
     folder = to.expanduser().absolute()
     try:
-        safetensors.export(folder)
+        files = sorted(file.name for file in safetensors.export(folder))
     except ImportError as error:
         raise _extra_missing(error) from error
-    files = sorted(path.name for path in folder.iterdir())
     out.json({"folder": str(folder), "files": files})
     out.say("model_exported", folder=folder, count=len(files))
 

@@ -1,11 +1,12 @@
 """What a command prints: words and tables for people, or JSON on standard output and nothing else beside it."""
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sekisho.cli.failure import CommandFailed
 from sekisho.cli.messages import text
@@ -23,6 +24,13 @@ def language(environment: Mapping[str, str] | None = None) -> str:
         if values.get(name):
             return "ja" if values[name].lower().startswith("ja") else "en"
     return "en"
+
+
+def spell_out(*streams: TextIO) -> None:
+    """Lets the streams write what their encoding lacks as `\\u…`: a key that was made is shown, whatever the locale."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Output:
@@ -68,6 +76,7 @@ class Output:
         """Cells are shown as they are; None is a dash. The first `unbroken` columns are there to be copied."""
         if self.as_json:
             return
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
 
@@ -80,7 +89,11 @@ class Output:
             table.add_row(*(Text("—" if cell is None else str(cell)) for cell in row))
         if title is not None:
             self.line(title)
-        self.console().print(table)
+        console = self.console()
+        needed = Measurement.get(console, console.options.update(width=PIPE_COLUMNS), table).minimum
+        if needed > console.width:  # better a line that the terminal folds than an id cut short
+            console.width = needed
+        console.print(table)
 
     def failure(self, failure: CommandFailed) -> None:
         """In JSON mode an object with `error` on standard output; else words on standard error."""

@@ -10,7 +10,9 @@ from sekisho.cli.failure import USAGE, CommandFailed
 MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
 AMOUNT = re.compile(r"(?P<number>[0-9][0-9_,]*(?:\.[0-9]+)?)\s*(?P<multiple>[kmbg]?)\s*(?P<unit>[a-z¥$€]*)", re.I)
 SIGNS = {"$": "USD", "¥": "JPY", "€": "EUR", "円": "JPY"}
+AGE = re.compile(r"([0-9]{1,6})([mhdw])")
 AGES = {"m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+LAST_EXPIRY = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC).timestamp()
 
 Budget = tuple[Literal["tokens", "cost_micros"], int]
 
@@ -48,19 +50,24 @@ def _number(text: str) -> Decimal:
 
 def expiry(text: str, now: float) -> float:
     """`30d`, `12h`, `2027-03-31` (its end, UTC) or `2027-03-31T18:00+09:00` -> seconds since 1970."""
-    if match := re.fullmatch(r"([0-9]{1,6})([mhdw])", text.lower()):
-        return now + int(match[1]) * AGES[match[2]]
+    seconds = now + int(age[1]) * AGES[age[2]] if (age := AGE.fullmatch(text.lower())) else _instant(text)
+    if seconds <= now:
+        raise _wrong("--expires", text, "that is in the past")
+    if seconds >= LAST_EXPIRY:  # no date can be shown for it, here or by any client
+        raise _wrong("--expires", text, "that is too far away; leave it out for a key that never expires")
+    return seconds
+
+
+def _instant(text: str) -> float:
+    """The end of a day in UTC, or a moment; in seconds since 1970."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise _wrong("--expires", text, "as in 30d, 12h, 2027-03-31 or 2027-03-31T18:00+09:00") from error
-    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-        moment += datetime.timedelta(days=1)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
-    if moment.timestamp() <= now:
-        raise _wrong("--expires", text, "that is in the past")
-    return moment.timestamp()
+    day_s = AGES["d"] if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text) else 0
+    return moment.timestamp() + day_s
 
 
 def grace(text: str) -> float:

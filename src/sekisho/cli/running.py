@@ -6,13 +6,14 @@ import traceback
 from collections.abc import Sequence
 
 from sekisho.cli.failure import FAILED, CommandFailed, operational
-from sekisho.cli.output import Output
+from sekisho.cli.output import Output, spell_out
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code. Operational errors are told in words; `--debug` (or SEKISHO_DEBUG=1) shows where they arose."""
     from sekisho.cli.app import app
 
+    spell_out(sys.stdout, sys.stderr)
     debug = "--debug" in _options(arguments) or os.environ.get("SEKISHO_DEBUG", "") not in ("", "0")
     rest = _without(arguments, "--debug")
     output = Output(as_json="--json" in _options(arguments))
