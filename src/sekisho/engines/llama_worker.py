@@ -133,7 +133,7 @@ def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
     params.endpoint_metrics = params.endpoint_slots = params.endpoint_props = True
     params.n_threads_http = config.slots + _HTTP_THREADS_BESIDE_SLOTS
     params.n_ctx, params.n_parallel = config.context * config.slots, config.slots
-    params.fit_params = False  # what the settings say, or an error: never a silently smaller context
+    params.fit_params = False  # not cut to fit memory: what the settings say, up to what the model was made for
     params.ctx_shift = False  # a full context ends with `length`; it does not forget the beginning in silence
     params.cont_batching = params.cache_prompt = True
     params.n_gpu_layers = config.gpu_layers if config.gpu_layers >= 0 else 999
