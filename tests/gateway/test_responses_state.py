@@ -59,6 +59,14 @@ def test_stored_responses_are_read_paged_and_forgotten(live: LiveGateway) -> Non
     assert client.get(f"/v1/responses/{hidden}").status_code == 404
 
 
+@pytest.mark.parametrize("limit", ["0", "101", "-1", "x", "", "0099999", "1" + "0" * 5000, "0001" + "0" * 5000])
+def test_an_impossible_page_size_is_refused(live: LiveGateway, limit: str) -> None:
+    """Also one of more digits than a number may have: a 400 that names it, never an error of ours."""
+    made = create(live, "hello").json()["id"]
+    answer = live.client().get(f"/v1/responses/{made}/input_items", params={"limit": limit})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
 def test_a_background_response_is_polled_to_its_end(live: LiveGateway) -> None:
     """POST answers at once; GET shows it on its way and then completed; the usage is recorded."""
     made = create(live, "delay:0.2 a b", background=True).json()

@@ -184,7 +184,7 @@ async def input_items(gateway: Gateway, call: Call) -> None:
     order, text = query.get("order", "desc"), query.get("limit", "20")
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order' is 'asc' or 'desc'.", param="order")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:4]) <= 100:
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
         raise InvalidRequest("'limit' is a number from 1 to 100.", param="limit")
     items = msgspec.json.decode(record.input_items)
     page = codec.input_items_page(items, query.get("after"), int(text), order)
