@@ -70,6 +70,16 @@ def test_recycled_process_number_is_not_believed(tmp_path: Path) -> None:
     assert running(home) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start is told by the clock alone")
+def test_a_corrected_clock_hides_no_running_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the wall clock is set right, all start times move with it: the server is still found and can be stopped."""
+    home = Home(tmp_path).create()
+    write_state(home, RunState.of_this_process("http://x", "1.0"))
+    began = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began + 3600)
+    assert running(home) is not None
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b'{"pid": "x"}', b"\xff"])
 def test_torn_state_is_no_state(tmp_path: Path, body: bytes) -> None:
     """A note that cannot be read counts as none."""
@@ -99,7 +109,7 @@ def test_atomic_write_follows_a_link(tmp_path: Path) -> None:
 
 
 def test_state_is_json(tmp_path: Path) -> None:
-    """Other programs can read the note: pid, started_at, url, version."""
+    """Other programs can read the note: pid, started_at, url, version, birth."""
     home = Home(tmp_path).create()
     write_state(home, RunState.of_this_process("http://x", "1.0"))
-    assert set(msgspec.json.decode(home.state_file.read_bytes())) == {"pid", "started_at", "url", "version"}
+    assert set(msgspec.json.decode(home.state_file.read_bytes())) == {"pid", "started_at", "url", "version", "birth"}

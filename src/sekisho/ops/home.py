@@ -10,6 +10,8 @@ import msgspec
 import platformdirs
 import psutil
 
+from sekisho.ops import process_tree
+
 SAME_START_S = 1.5  # process start times are told in clock ticks, and rounded differently by each reader
 
 
@@ -82,25 +84,30 @@ class Home(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct, frozen=True):
-    """Written by the supervisor. `started_at` is its process start time (seconds since 1970), so that a process
-    number that was given to somebody else later is not taken for it."""
+    """Written by the supervisor. `started_at` is its process start time (seconds since 1970) and `birth` the same as
+    `process_tree.birth` tells it, so that a process number that was given to somebody else later is not taken for it.
+    `birth` decides where it is known: `started_at` moves when the wall clock is corrected."""
 
     pid: int
     started_at: float
     url: str
     version: str
+    birth: str | None = None
 
     @staticmethod
     def of_this_process(url: str, version: str) -> "RunState":
         process = psutil.Process()
-        return RunState(process.pid, process.create_time(), url, version)
+        return RunState(process.pid, process.create_time(), url, version, process_tree.birth(process.pid))
 
     def alive(self) -> bool:
         """True while this very process runs."""
         try:
             process = psutil.Process(self.pid)
-            started = abs(process.create_time() - self.started_at) <= SAME_START_S
-            return started and process.status() != psutil.STATUS_ZOMBIE
+            if self.birth is not None:
+                same = process_tree.birth(self.pid) == self.birth
+            else:  # written by an older version
+                same = abs(process.create_time() - self.started_at) <= SAME_START_S
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
