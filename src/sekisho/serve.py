@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # heavy, and only one of the two processes needs each
     from sekisho.ops.supervisor import ChildSpec, Supervisor
 
 READY_TIMEOUT_S = 180.0
+PROBE_TIMEOUT_S = 5.0
 _ADMIN_SCOPES = frozenset({"chat", "embeddings", "admin", "control", "audit"})
 
 
@@ -219,7 +220,7 @@ async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple
 
     url = local_url(config) + "/readyz"
     deadline_s = asyncio.get_running_loop().time() + READY_TIMEOUT_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as session:
         while True:
             for child in supervisor.statuses():
                 if child.state == "misconfigured" or (child.state == "failing" and child.name == "gateway"):
@@ -228,8 +229,8 @@ async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple
                 async with session.get(url) as response:
                     if response.status == 200:
                         return ()
-            except aiohttp.ClientError:
-                pass  # not listening yet
+            except (aiohttp.ClientError, TimeoutError):
+                pass  # not listening yet, or too busy to answer
             if asyncio.get_running_loop().time() > deadline_s:
                 return (f"No model was ready within {READY_TIMEOUT_S:g} s: see `sekisho status`.",)
             await asyncio.sleep(0.1)
