@@ -88,6 +88,16 @@ def test_a_background_response_can_be_cancelled(live: LiveGateway) -> None:
     assert live.client().post(f"/v1/responses/{done['id']}/cancel").status_code == 400
 
 
+def test_a_running_response_that_is_deleted_stays_deleted(live: LiveGateway) -> None:
+    """DELETE of a response that is still being made ends it, frees the slot, and it is not stored again at its end."""
+    made = create(live, "delay:0.5 a b", background=True).json()
+    assert live.client().delete(f"/v1/responses/{made['id']}").json()["deleted"] is True
+    assert live.gateway.roster.entries["fake"].queue.running == 0
+    assert live.usage(1)[0].status == "failed"
+    time.sleep(0.7)
+    assert live.client().get(f"/v1/responses/{made['id']}").status_code == 404
+
+
 def test_a_background_response_of_a_dead_process_is_told_as_failed(live: LiveGateway) -> None:
     """What was running when the process died is failed after the next start, not in progress for ever."""
     made = create(live, "stall:1 a b", background=True).json()

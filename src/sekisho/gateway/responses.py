@@ -152,9 +152,22 @@ async def retrieve(gateway: Gateway, call: Call) -> None:
     await call.request.respond(200, (await _stored(gateway, call)).response)
 
 
+def _running(gateway: Gateway, call: Call) -> Answer | None:
+    """The answer of the path's id, where it is this key's and still being made."""
+    owner, answer = gateway.answers.get(call.params["response_id"], ("", None))
+    mine = answer is not None and owner == call.caller.key_id and isinstance(answer.encoder, ResponsesEncoder)
+    return answer if mine else None
+
+
 async def delete(gateway: Gateway, call: Call) -> None:
+    """Forgets a response. A running one is ended first: it would be stored again when it is done."""
     response_id = call.params["response_id"]
-    if not await gateway.store.delete_response(response_id, call.caller.key_id):
+    running = _running(gateway, call)
+    if running is not None:
+        running.on_complete = None
+        running.abort(Cancelled("The response was deleted."))
+        await running.done()
+    if not await gateway.store.delete_response(response_id, call.caller.key_id) and running is None:
         raise NotFound(f"Response with id '{response_id[:100]}' not found.", param="response_id")
     await call.request.respond(200, msgspec.json.encode(codec.deleted(response_id)))
 
@@ -162,9 +175,9 @@ async def delete(gateway: Gateway, call: Call) -> None:
 async def cancel(gateway: Gateway, call: Call) -> None:
     """Ends a running response of this key; the engine's slot is free at once. A finished one is an error, as it is
     at OpenAI."""
-    response_id = call.params["response_id"]
-    owner, answer = gateway.answers.get(response_id, ("", None))
-    if answer is not None and owner == call.caller.key_id and isinstance(answer.encoder, ResponsesEncoder):
+    answer = _running(gateway, call)
+    if answer is not None:
+        assert isinstance(answer.encoder, ResponsesEncoder)
         response = codec.cancelled(answer.encoder.response())
         answer.abort(Cancelled("The response was cancelled."))
         await answer.done()
