@@ -1,19 +1,25 @@
 """The gateway over real HTTP, on the fake engine: who gets in, what is metered, what happens when things go away."""
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from gateway_harness import FAKE, Launch, LiveGateway, chat
 
+from sekisho import serve
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import Price
-from sekisho.store import KeySpec
+from sekisho.ops.home import Home
+from sekisho.serve import Plan
+from sekisho.settings import Settings
+from sekisho.store import KeySpec, UsageRecord, UsageSpool
 
 
 def eventually(fact: Callable[[], bool], within_s: float = 10.0) -> bool:
@@ -171,6 +177,33 @@ def test_usage_and_cost_are_exact(launch: Launch) -> None:
     assert all((row.ttft_ms is None) == (row.output_tokens % 2 == 0) for row in rows), "only streams see a first token"
 
 
+async def test_a_budget_holds_from_the_first_request_on(tmp_path: Path) -> None:
+    """Usage that a killed process left in its spool counts before the first request is admitted."""
+    home = Home(tmp_path).create()
+    dead = UsageSpool(home.spool)
+    dead.append(
+        UsageRecord(
+            request_id="r",
+            key_id="key_a",
+            model="fake",
+            protocol="chat",
+            started_at=time.time(),
+            duration_ms=1.0,
+            status="completed",
+            http_status=200,
+            input_tokens=7,
+            output_tokens=5,
+        )
+    )
+    dead.close()
+    gateway = serve.build_gateway(home, Plan(Settings(models=(FAKE,)), {}))
+    await gateway.start()
+    try:
+        assert gateway.ledger.spending("key_a").tokens == 12
+    finally:
+        await gateway.stop()
+
+
 # --- things go away -------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +218,30 @@ def test_a_client_that_leaves_frees_the_slot(launch: Launch, stream: bool) -> No
     assert live.client().post("/v1/chat/completions", json=chat("hi")).status_code == 200
     statuses = sorted(row.status for row in live.usage(2))
     assert statuses == ["cancelled", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "fake", "input": "x"}),
+        ("/api/embed", {"model": "fake", "input": "x"}),
+    ],
+)
+def test_a_client_that_leaves_frees_the_slot_of_its_embedding(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    """An embedding is watched as a turn is: its slot is free when the client is gone, and the usage says cancelled."""
+    live = launch(ModelConfig(name="fake", engine="fake", slots=1))
+    entry = live.gateway.roster.entries["fake"]
+
+    async def stall(request: object) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(entry.engine, "embed", stall)
+    with pytest.raises(httpx.ReadTimeout):
+        live.client(timeout=0.5).post(path, json=body)
+    assert eventually(lambda: entry.queue.running == 0)
+    assert live.usage(1)[0].status == "cancelled"
 
 
 FAILURES = [
@@ -334,6 +391,27 @@ def test_metrics_want_a_scope_and_tell_what_happened(live: LiveGateway) -> None:
     text = live.client().get("/metrics").text
     assert 'sekisho_tokens_total{key="plain",kind="output",model="fake"} 3.0' in text
     assert 'sekisho_engine_ready{model="fake"} 1.0' in text
+
+
+def test_networks_count_for_metrics_and_details_too(launch: Launch) -> None:
+    """A key that may not be used from here opens neither /metrics nor the details of /readyz; `metrics_public` opens
+    it to the networks that may use the server, and to nobody else."""
+    live = launch()
+    _, foreign = live.create_key(KeySpec(name="foreign", scopes=frozenset({"control"}), networks=("10.0.0.0/8",)))
+    client = live.client(foreign)
+    assert client.get("/v1/models").status_code == 403
+    assert client.get("/metrics").status_code == 403
+    assert client.get("/readyz").json() == {"status": "ready"}
+    closed = launch(FAKE, allow_networks=("10.0.0.0/8",), metrics_public=True)
+    assert httpx.get(f"{closed.url}/metrics").status_code == 403
+
+
+def test_a_model_may_have_slashes_in_its_name(launch: Launch) -> None:
+    """As models of the hub do: escaped, which is how OpenAI's SDK writes it, or as it is."""
+    live = launch(ModelConfig(name="org/name", engine="fake"))
+    for written in ("org/name", "org%2Fname"):
+        assert live.client().get(f"/v1/models/{written}").json()["id"] == "org/name"
+    assert error(live.client().get("/v1/models/org/other"))["code"] == "model_not_found"
 
 
 def test_health_tells_details_only_to_a_key(live: LiveGateway) -> None:

@@ -61,7 +61,8 @@ Handler = Callable[["Gateway", Call], Awaitable[None]]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """`path` may hold `{name}` segments. `scope` None means: any live key; `public` means: no key."""
+    """`path` may hold `{name}` segments, of which `{model}` may hold slashes, as many models' names do. `scope` None
+    means: any live key; `public` means: no key."""
 
     method: str
     path: str
@@ -109,10 +110,14 @@ class Router:
 
     def _match(self, segments: list[str]) -> tuple[dict[str, Route] | None, dict[str, str]]:
         for pattern, methods in self._patterns:
-            if len(pattern) != len(segments):
+            count = len(pattern)
+            given = segments
+            if len(segments) > count and pattern[-1] == "{model}":
+                given = [*segments[: count - 1], "/".join(segments[count - 1 :])]
+            if len(given) != count:
                 continue
             params = {}
-            for want, have in zip(pattern, segments, strict=True):
+            for want, have in zip(pattern, given, strict=True):
                 if want.startswith("{"):
                     if not have:
                         break
@@ -170,6 +175,8 @@ class Gateway:
             await self._connect()
         except StoreUnavailable as error:
             log.error("starting without the store: %s (%s)", error.message, error.id)
+        else:
+            await self._know_spending()
         loop = asyncio.get_running_loop()
         self._booking = loop.create_task(self.ledger.run(), name="ledger")
         self._booking.add_done_callback(self._report_death)
@@ -213,6 +220,13 @@ class Gateway:
         await store.fail_stale_responses(self.clock.now())
         self._store = store
 
+    async def _know_spending(self) -> None:
+        """Budgets hold from the first request on, also after a kill that left usage in the spool."""
+        try:
+            await self.ledger.drain()
+        except StoreUnavailable as error:
+            log.error("starting without the month's spending: %s (%s)", error.message, error.id)
+
     async def _keep_connected(self) -> None:
         while True:
             await asyncio.sleep(2.0)
@@ -233,6 +247,22 @@ class Gateway:
             )
 
     # --- what handlers use --------------------------------------------------------------------------------------
+
+    def address(self, request: Request) -> str | None:
+        """Where the call comes from. Raises Forbidden for a network that may not use the server."""
+        address = request.peer
+        if self._trusted or self._allowed:
+            address = client_address(address, request.headers.get(b"x-forwarded-for"), self._trusted)
+            if self._allowed and not inside(address, self._allowed):
+                raise Forbidden("This address may not use the server.", code="network_not_allowed")
+        return address
+
+    async def identify(self, request: Request) -> Holder:
+        """Whose key this is. Raises Unauthenticated, StoreUnavailable, or Forbidden for the wrong network."""
+        address = self.address(request)
+        holder = self.ring.known(request.headers) or await self.ring.identify(request.headers)
+        check_network(holder, address)
+        return holder
 
     @property
     def store(self) -> Store:
@@ -296,7 +326,9 @@ class Gateway:
             route, params = self.router.find(request.method, request.path)
             call = Call(request, params)
             if not route.public:
-                call.holder = await self._identify(request, route)
+                call.holder = await self.identify(request)
+                if route.scope is not None:
+                    check_scope(call.holder, route.scope)
             await route.handler(self, call)
         except ClientGone:
             pass  # there is nobody left to tell
@@ -323,18 +355,6 @@ class Gateway:
                 await self.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-    async def _identify(self, request: Request, route: Route) -> Holder:
-        address = request.peer
-        if self._trusted or self._allowed:
-            address = client_address(address, request.headers.get(b"x-forwarded-for"), self._trusted)
-            if self._allowed and not inside(address, self._allowed):
-                raise Forbidden("This address may not use the server.", code="network_not_allowed")
-        holder = self.ring.known(request.headers) or await self.ring.identify(request.headers)
-        check_network(holder, address)
-        if route.scope is not None:
-            check_scope(holder, route.scope)
-        return holder
 
     async def _tell(self, request: Request, view: ErrorView) -> None:
         self.metrics.errors.labels(str(view.status), view.code).inc()

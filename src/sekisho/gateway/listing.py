@@ -1,5 +1,9 @@
 """Models as each protocol lists them, and embeddings."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import msgspec
 
 from sekisho.core import ids
@@ -8,7 +12,8 @@ from sekisho.core.events import Usage
 from sekisho.core.turn import EmbedRequest
 from sekisho.engines.base import Embeddings
 from sekisho.gateway.app import Call, Gateway
-from sekisho.gateway.exchange import estimate_tokens
+from sekisho.gateway.exchange import Exchange, estimate_tokens
+from sekisho.gateway.http import ClientGone, Request
 from sekisho.gateway.roster import Entry
 from sekisho.wire import embeddings as embeddings_codec
 from sekisho.wire import models as models_codec
@@ -68,19 +73,43 @@ async def _embed(gateway: Gateway, call: Call, asked: EmbedRequest, body_bytes: 
     exchange = gateway.admit(call, asked.id, entry.name, asked.protocol, estimate_tokens(body_bytes, None), asked.user)
     try:
         request = msgspec.structs.replace(asked, model=entry.name, caller=call.caller)
-        await entry.queue.acquire(call.caller.key_id)
-        try:
-            result = await entry.engine.embed(request)
-        except SekishoError as error:
-            exchange.record("failed", error.status, error)
-            raise
-        finally:
-            entry.queue.release()
-        exchange.usage = result.usage
-        exchange.record("completed", 200)
+        async with _until_gone(call.request, exchange):
+            try:
+                result = await _queued(entry, request, call.caller.key_id)
+            except SekishoError as error:
+                exchange.record("failed", error.status, error)
+                raise
+            exchange.usage = result.usage
+            exchange.record("completed", 200)
         return result
     finally:
         exchange.close()
+
+
+async def _queued(entry: Entry, request: EmbedRequest, key_id: str) -> Embeddings:
+    await entry.queue.acquire(key_id)
+    try:
+        return await entry.engine.embed(request)
+    finally:
+        entry.queue.release()
+
+
+@asynccontextmanager
+async def _until_gone(request: Request, exchange: Exchange) -> AsyncIterator[None]:
+    """A client that goes away ends what stands inside, which raises ClientGone then: others wait for the slot."""
+    task = asyncio.current_task()
+    assert task is not None
+    watcher = asyncio.get_running_loop().create_task(request.watch(task))
+    try:
+        yield
+    except asyncio.CancelledError:
+        exchange.record("cancelled", 499)
+        if not request.gone:
+            raise
+        task.uncancel()
+        raise ClientGone from None
+    finally:
+        watcher.cancel()
 
 
 def _ollama_model(entry: Entry) -> OllamaModel:

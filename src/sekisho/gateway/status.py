@@ -17,7 +17,7 @@ async def readyz(gateway: Gateway, call: Call) -> None:
     """At least one model can answer, the store is open, and nobody is draining. Details only for a live key."""
     ready = gateway.roster.ready() and gateway.store_open and not gateway.draining
     told: dict[str, object] = {"status": "draining" if gateway.draining else "ready" if ready else "not_ready"}
-    if gateway.ring.known(call.request.headers) is not None:
+    if await _knows(gateway, call):
         told["store"] = "open" if gateway.store_open else "unreachable"
         told["uptime_s"] = round(gateway.clock.monotonic() - gateway.started_s, 1)
         told["models"] = {
@@ -33,10 +33,24 @@ async def readyz(gateway: Gateway, call: Call) -> None:
     await call.request.respond(200 if ready else 503, msgspec.json.encode(told))
 
 
+async def _knows(gateway: Gateway, call: Call) -> bool:
+    """Whether the caller may have details: a live key, from where it may be used. Waits for no store."""
+    if gateway.ring.known(call.request.headers) is None:
+        return False
+    try:
+        await gateway.identify(call.request)
+    except Forbidden:
+        return False
+    return True
+
+
 async def metrics(gateway: Gateway, call: Call) -> None:
-    """Prometheus' text format, for a key with the scope `control` or `admin`, or for all by `metrics_public`."""
-    if not gateway.config.metrics_public:
-        holder = await gateway.ring.identify(call.request.headers)
+    """Prometheus' text format, for a key with the scope `control` or `admin`, or by `metrics_public` for all networks
+    that may use the server."""
+    if gateway.config.metrics_public:
+        gateway.address(call.request)
+    else:
+        holder = await gateway.identify(call.request)
         try:
             check_scope(holder, "control")
         except Forbidden:
