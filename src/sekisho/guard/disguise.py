@@ -1,0 +1,245 @@
+"""Disguises of text and how each is taken off.
+
+A disguise is a function (bare, plain) -> pairs (name, revealed text), empty when it is not worn. `bare` keeps case and
+white space, `plain` is folded (see text.py). What is revealed stands where the disguise stood, in its sentence. Each
+looks with one cheap test first, is linear, and never raises."""
+
+import base64
+import binascii
+import codecs
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import unquote_to_bytes
+
+from sekisho.guard.segment import segment
+
+Disguise = Callable[[str, str], Iterable[tuple[str, str]]]
+
+ENCODINGS = frozenset(
+    {"base64", "base32", "hex", "binary", "percent", "escape", "entity"}
+)  # may be worn one in another
+_SHORTEST_BLOB = 12
+_MOST_CANDIDATES = 64
+
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{12,}+|[A-Za-z0-9+/_-]{6,}+(?==))={0,2}")
+_WRAPPED = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{16,}+(?:[ \t]*\r?\n[ \t]*[A-Za-z0-9+/]{2,}+)++={0,2}")
+_BASE32 = re.compile(r"(?<![A-Za-z0-9])[A-Z2-7]{16,}+={0,6}(?![A-Za-z0-9])")
+_HEX = re.compile(
+    r"(?<![0-9A-Za-z])(?:0x)?(?:[0-9A-Fa-f]{2}){6,}+(?![0-9A-Za-z])"
+    r"|(?<![0-9A-Za-z])(?:0x|\\x)?[0-9A-Fa-f]{2}(?:[ :,-]{1,2}(?:0x)?[0-9A-Fa-f]{2}){3,}+(?![0-9A-Za-z])"
+)
+_HEX_DIGITS = re.compile(r"0x|[^0-9A-Fa-f]")
+_BINARY = re.compile(r"(?<![0-9A-Za-z])[01]{8}(?:[ ,]?[01]{8}){2,}+(?![0-9A-Za-z])")
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
+_ENTITY = re.compile(r"&(?:#x?[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_ESCAPE = re.compile(
+    r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2}))|\bU\+([0-9A-Fa-f]{4,6}) ?"
+)
+_DIGEST_CHARS = frozenset({32, 40, 56, 64, 96, 128})
+
+_CJK = "\u3041-\u309f\u30a1-\u30ff\u3400-\u9fff"
+_GAP = r"[ .\-_*·・•|/~+=,:;]"
+_SPACED = re.compile(
+    rf"(?<![^\W_])[^\W\d_](?:{_GAP}[^\W\d_]){{2,}}(?![^\W_])(?:[ \t\r\n]{{2,}}[^\W\d_](?:{_GAP}[^\W\d_])*(?![^\W_]))*"
+)
+_WORD_GAP = re.compile(r"[ \t\r\n]{2,}")
+_MARKED_JAPANESE = re.compile(rf"(?<=[{_CJK}])(?:[.\-_*·•|/~+=]{{1,3}}|(?<![{_CJK}][{_CJK}])・)(?=[{_CJK}])")
+_LEET_WORD = re.compile(
+    r"(?<![0-9a-z@$!.])(?:[a-z]*[a-z@$!|]{1,3}[0134578@$!|]{1,3}[a-z][a-z0134578@$!|]*|[0134578@$]{1,2}[a-z]{2,}[a-z0134578@$]*)"
+)
+_LEET_HINT = re.compile(r"[a-z][0134578@$!|]{1,3}[a-z]|(?<![0-9a-z.])[0134578@$][a-z]{2}")
+_LEET = str.maketrans("013457@8$!|", "oieastabsil")
+_LEET_L = str.maketrans("013457@8$!|", "oleastabsll")
+
+_COMMON_LIST = (
+    "the and you for how can make with that this are what have from your all please tell me to of is in it my do "
+    "not ignore previous instructions system prompt write show explain give password without into kill bomb"
+)
+_COMMON = frozenset(_COMMON_LIST.split())
+_ROT13 = frozenset(codecs.encode(word, "rot13") for word in _COMMON if len(word) > 1) - _COMMON - {"or", "be", "va"}
+_REVERSED = frozenset(word[::-1] for word in _COMMON if len(word) > 1) - _COMMON - {
+    "fo", "si", "ni", "ti", "ym", "od", "era", "em", "ot", "ton", "siht", "rof"
+}  # fmt: skip
+_REVERSED_PAIR = re.compile(r"(?<![a-z])(?:ot|fo|si|ni|em|ym)(?![a-z])")
+_JAPANESE_REVERSED = re.compile("いさだく|てえ教|方り作|法方|いさな|てしに|るす|たしま|すまし|すで")
+_JAPANESE_FORWARD = re.compile("ください|教えて|作り方|方法|なさい|です|ます|する|した|して|ない|から|こと|には")
+_CLAIM = re.compile(
+    r"base ?64|base ?32|rot ?13|hex(?:adecimal)?\b|de(?:code|crypt|cipher|obfuscate)|復号|デコード|暗号|エンコード",
+    re.I,
+)
+_KNOWN_BINARY = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,|-----BEGIN |ssh-(?:rsa|ed25519) |eyJ[A-Za-z0-9_-]+\.")
+_CLAIMED_BLOB = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{24,}+={0,2}")
+
+
+def spaced_out(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Letters held apart: "b o m b", "b.o.m.b", "爆*弾". Two or more blanks part words; else words are guessed."""
+    joined = _SPACED.sub(_join, bare) if _SPACED.search(bare) else bare
+    if not bare.isascii():
+        joined = _MARKED_JAPANESE.sub("", joined)
+    if joined != bare:
+        yield "spacing", joined
+
+
+def _join(match: re.Match[str]) -> str:
+    words = [re.sub(_GAP, "", word) for word in _WORD_GAP.split(match[0])]
+    if len(words) > 1 or not words[0].isascii():
+        return " ".join(words)
+    return segment(words[0].lower())
+
+
+def leet(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Digits and signs for letters, in words that look like it: "b0mb", "k1ll". Both letters for 1, ! and |."""
+    if not _LEET_HINT.search(plain):
+        return
+    for table in (_LEET, _LEET_L):
+        revealed = _LEET_WORD.sub(lambda match, table=table: match[0].translate(table), plain)  # type: ignore[misc]
+        if revealed != plain:
+            yield "leet", revealed
+
+
+def accents(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Marks on Latin letters: "bòmb"."""
+    if not plain.isascii() and re.search("[\u00e0-\u024f\u1e00-\u1eff]", plain):
+        split = unicodedata.normalize("NFD", plain)
+        yield "accents", unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", split))
+
+
+def base64_text(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Base64 of readable text, standard or URL-safe, in one piece or wrapped; UTF-8 or UTF-16."""
+    revealed = _replace(_WRAPPED, bare, _from_base64) if "\n" in bare else bare
+    revealed = _replace(_BASE64, revealed, _from_base64)
+    if revealed != bare:
+        yield "base64", revealed
+    base32 = _replace(_BASE32, bare, _from_base32)
+    if base32 != bare:
+        yield "base32", base32
+
+
+def hex_text(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Hexadecimal bytes or binary digits of readable text."""
+    revealed = _replace(_HEX, bare, _from_hex)
+    if revealed != bare:
+        yield "hex", revealed
+    if "01" in bare and (revealed := _replace(_BINARY, bare, _from_binary)) != bare:
+        yield "binary", revealed
+
+
+def escaped(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """URL percent signs, HTML entities, backslash escapes, U+ notation."""
+    if "%" in bare:
+        revealed = _PERCENT.sub(lambda match: unquote_to_bytes(match[0]).decode("utf-8", "replace"), bare)
+        if revealed != bare:
+            yield "percent", revealed
+    if "&" in bare and _ENTITY.search(bare):
+        yield "entity", html.unescape(bare)
+    if "\\" in bare or "U+" in bare:
+        revealed = _ESCAPE.sub(_character, bare)
+        if revealed != bare:
+            yield "escape", revealed
+
+
+def turned(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+    """Rot13 and reversal, where the result holds common words and the original shows them turned."""
+    words = set(plain.split())
+    if len(words & _ROT13) >= 2:
+        yield "rot13", codecs.encode(bare, "rot13")
+    if (marks := len(words & _REVERSED)) >= 2 or (marks and _REVERSED_PAIR.search(plain)):
+        yield "reversed", bare[::-1]
+        yield "reversed", " ".join(word[::-1] for word in bare.split())
+    elif not plain.isascii() and _JAPANESE_REVERSED.search(plain) and not _JAPANESE_FORWARD.search(plain):
+        yield "reversed", bare[::-1]
+
+
+DISGUISES: tuple[Disguise, ...] = (spaced_out, base64_text, hex_text, escaped, turned, leet, accents)
+
+
+def claims_encoding(bare: str) -> bool:
+    """Whether the text is, or says it is, an encoding that does not decode to text. Digests, tokens, keys, pictures
+    and other things that are known not to be text do not count."""
+    blobs = [match for match in _some(_CLAIMED_BLOB, bare) if _looks_encoded(match[0])]
+    if not blobs or _KNOWN_BINARY.search(bare):
+        return False
+    hidden = [blob for blob in blobs if _from_base64(blob[0]) is None and _from_hex(blob[0]) is None]
+    longest = max((len(blob[0]) for blob in hidden), default=0)
+    if not longest:
+        return False
+    return 2 * longest > len(bare) or _CLAIM.search(bare) is not None
+
+
+def _looks_encoded(blob: str) -> bool:
+    """Whether a run of letters and digits is more than a word, a path, a name or a digest."""
+    if re.fullmatch("[0-9A-Fa-f]+", blob) and len(blob) in _DIGEST_CHARS:
+        return False
+    kinds = sum(re.search(kind, blob) is not None for kind in ("[A-Z]", "[a-z]", "[0-9]"))
+    return kinds == 3 and len(set(blob)) >= 8 and re.search("[A-Za-z]{12,}|(?:[a-z]{3,}[-_/]){2}", blob) is None
+
+
+def _some(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    for number, match in enumerate(pattern.finditer(text)):
+        if number >= _MOST_CANDIDATES:
+            return
+        yield match
+
+
+def _replace(pattern: re.Pattern[str], text: str, decode: Callable[[str], str | None]) -> str:
+    """`text` with what `decode` makes of the first candidates in their places."""
+    pieces: list[str] = []
+    end = 0
+    for match in _some(pattern, text):
+        if (revealed := decode(match[0])) is not None:
+            pieces += [text[end : match.start()], revealed]
+            end = match.end()
+    return "".join([*pieces, text[end:]]) if pieces else text
+
+
+def _from_base64(blob: str) -> str | None:
+    digits = "".join(blob.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    if len(digits) % 4 == 1:
+        digits = digits[:-1]
+    try:
+        return _readable(base64.b64decode(digits + "=" * (-len(digits) % 4)))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _from_base32(blob: str) -> str | None:
+    digits = blob.rstrip("=")
+    try:
+        return _readable(base64.b32decode(digits + "=" * (-len(digits) % 8)))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _from_hex(blob: str) -> str | None:
+    digits = _HEX_DIGITS.sub("", blob)
+    try:
+        return _readable(bytes.fromhex(digits))
+    except ValueError:
+        return None
+
+
+def _from_binary(blob: str) -> str | None:
+    bits = re.sub("[ ,]", "", blob)
+    return _readable(int(bits, 2).to_bytes(len(bits) // 8, "big")) if len(bits) <= 65_536 else None
+
+
+def _readable(data: bytes) -> str | None:
+    """The text that `data` is, or None when it is not text."""
+    if len(data) >= 4 and data[1::2].count(0) * 10 >= len(data) * 4:
+        data = data.decode("utf-16-le", "ignore").encode("utf-8", "ignore")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    sample = " ".join(text[:4096].split())
+    if len(sample) < 3:
+        return None
+    printable = sum(map(str.isprintable, sample))
+    return text if printable >= 0.95 * len(sample) and re.search(r"[^\W\d_]{2}|[^\W\d_] ", sample) else None
+
+
+def _character(match: re.Match[str]) -> str:
+    code = int(next(group for group in match.groups() if group), 16)
+    return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
