@@ -2,12 +2,13 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sekisho.engines import http_client
 from sekisho.engines.http_client import Broken, HttpClient, NotConnected, Response, Silent
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -262,3 +263,94 @@ async def test_cancelling_leaves_nothing_behind() -> None:
             await task
         await asyncio.wait_for(gone.wait(), 1)
         gc.collect()
+
+
+async def quick(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Two hundred pieces of two bytes, each written by itself."""
+    await request_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for number in range(200):
+        writer.write(b"2\r\n%02x\r\n" % number)
+        await asyncio.sleep(0)
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+def again(answer: Answer) -> Answer:
+    """The same answer to every request of a connection."""
+
+    async def always(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await answer(reader, writer)
+
+    return always
+
+
+async def reads_of(response: Response) -> list[bytes]:
+    return [data async for data in _each(response)]
+
+
+async def _each(response: Response) -> AsyncIterator[bytes]:
+    while data := await response.read_any():
+        yield data
+
+
+async def test_a_quick_answer_is_read_in_turns_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every answer counts as quick, nothing of it is lost, and the connection serves again."""
+    monkeypatch.setattr(http_client, "_QUICK_PER_S", -1)
+    monkeypatch.setattr(http_client, "_COUNT_S", 0.0)
+    async with Served(again(quick)) as served:
+        for _ in range(3):
+            reads = await reads_of(await served.send())
+            assert b"".join(reads) == b"".join(b"%02x" % number for number in range(200))
+            assert len(reads) < 200
+        assert served.connections == 1
+
+
+async def test_a_slow_answer_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the rate that counts as quick nobody rests."""
+    monkeypatch.setattr(http_client, "_QUICK_PER_S", 1e9)
+    monkeypatch.setattr(http_client._Connection, "_rest", None)
+    async with Served(again(quick)) as served:
+        assert len(b"".join(await reads_of(await served.send()))) == 400
+
+
+async def test_a_connection_lost_during_a_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that rests when the other side goes away gets what had come, then the trouble."""
+    monkeypatch.setattr(http_client, "_QUICK_PER_S", -1)
+    monkeypatch.setattr(http_client, "_COUNT_S", 0.0)
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await writer.drain()
+
+    async with Served(cut) as served:
+        response = await served.send()
+        assert await response.read_any() == b"abc"
+        with pytest.raises(Broken):
+            await response.read_any()
+
+
+async def test_calling_off_during_a_rest_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that is called off while its reader rests frees the engine at once."""
+    monkeypatch.setattr(http_client, "_QUICK_PER_S", -1)
+    monkeypatch.setattr(http_client, "_COUNT_S", 0.0)
+    monkeypatch.setattr(http_client, "_REST_S", 60.0)
+    gone = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.read()
+        gone.set()
+
+    async with Served(endless) as served:
+        response = await served.send()
+        task = asyncio.create_task(response.read_any())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        response.let_go()
+        await asyncio.wait_for(gone.wait(), 5)
