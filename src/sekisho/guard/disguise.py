@@ -1,53 +1,57 @@
 """Disguises of text and how each is taken off.
 
-A disguise is a function (bare, plain) -> pairs (name, revealed text), empty when it is not worn. `bare` keeps case and
-white space, `plain` is folded (see text.py). What is revealed stands where the disguise stood, in its sentence. Each
-looks with one cheap test first, is linear, and never raises."""
+A disguise is a function Form -> pairs (name, revealed text), empty when it is not worn. What is revealed stands where
+the disguise stood, in its sentence. Each looks with one cheap test first, mostly for a substring in the form's shape,
+is linear, and never raises."""
 
 import base64
 import binascii
 import codecs
 import html
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from sekisho.guard.segment import segment
 
-Disguise = Callable[[str, str], Iterable[tuple[str, str]]]
+
+class Form:
+    """A text on its way through the guard. `bare` keeps case and white space, `plain` is folded (see text.py).
+    Shapes have one byte per character. `runs`: `a` for what Base64 is made of; `letters`: `a` for letters and digits;
+    `signs`: `a` for letters, `0` for digits and signs that stand for letters. All else is a blank."""
+
+    __slots__ = ("bare", "letters", "plain", "runs", "signs")
+
+    def __init__(self, bare: str, plain: str) -> None:
+        self.bare, self.plain = bare, plain
+        data = bare.encode("ascii", "replace")
+        self.runs = data.translate(_RUNS)
+        self.letters = b" %b " % data.translate(_LETTERS)
+        self.signs = b" %b" % data.translate(_SIGNS)
+
+
+def _shape(letters: str, digits: str) -> bytes:
+    return bytes(97 if chr(c) in letters else 48 if chr(c) in digits else 32 for c in range(256))
+
+
+_ALPHABET = string.ascii_letters
+_RUNS = _shape(_ALPHABET + string.digits + "+/_-", "")
+_LETTERS = _shape(_ALPHABET + string.digits, "")
+_SIGNS = _shape(_ALPHABET, "0134578@$!|")
+
+Disguise = Callable[[Form], Iterable[tuple[str, str]]]
 
 ENCODINGS = frozenset(
     {"base64", "base32", "hex", "binary", "percent", "escape", "entity"}
 )  # may be worn one in another
 _SHORTEST_BLOB = 12
 _MOST_CANDIDATES = 64
-
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{12,}+|[A-Za-z0-9+/_-]{6,}+(?==))={0,2}")
-_WRAPPED = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{16,}+(?:[ \t]*\r?\n[ \t]*[A-Za-z0-9+/]{2,}+)++={0,2}")
-_BASE32 = re.compile(r"(?<![A-Za-z0-9])[A-Z2-7]{16,}+={0,6}(?![A-Za-z0-9])")
-_HEX = re.compile(
-    r"(?<![0-9A-Za-z])(?:0x)?(?:[0-9A-Fa-f]{2}){6,}+(?![0-9A-Za-z])"
-    r"|(?<![0-9A-Za-z])(?:0x|\\x)?[0-9A-Fa-f]{2}(?:[ :,-]{1,2}(?:0x)?[0-9A-Fa-f]{2}){3,}+(?![0-9A-Za-z])"
-)
-_HEX_DIGITS = re.compile(r"0x|[^0-9A-Fa-f]")
-_BINARY = re.compile(r"(?<![0-9A-Za-z])[01]{8}(?:[ ,]?[01]{8}){2,}+(?![0-9A-Za-z])")
-_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
-_ENTITY = re.compile(r"&(?:#x?[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
-_ESCAPE = re.compile(
-    r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2}))|\bU\+([0-9A-Fa-f]{4,6}) ?"
-)
-_DIGEST_CHARS = frozenset({32, 40, 56, 64, 96, 128})
-
-_CJK = "\u3041-\u309f\u30a1-\u30ff\u3400-\u9fff"
-_GAP = r"[ .\-_*·・•|/~+=,:;]"
-_SPACED = re.compile(
-    rf"(?<![^\W_])[^\W\d_](?:{_GAP}[^\W\d_]){{2,}}(?![^\W_])(?:[ \t\r\n]{{2,}}[^\W\d_](?:{_GAP}[^\W\d_])*(?![^\W_]))*"
-)
-_WORD_GAP = re.compile(r"[ \t\r\n]{2,}")
-_MARKED_JAPANESE = re.compile(rf"(?<=[{_CJK}])(?:[.\-_*·•|/~+=]{{1,3}}|(?<![{_CJK}][{_CJK}])・)(?=[{_CJK}])")
-_LEET_WORD = re.compile(
-    r"(?<![0-9a-z@$!.])(?:[a-z]*[a-z@$!|]{1,3}[0134578@$!|]{1,3}[a-z][a-z0134578@$!|]*|[0134578@$]{1,2}[a-z]{2,}[a-z0134578@$]*)"
+_LONGEST_LEET_WORD = re.compile(
+    r"(?<![0-9a-z@$!.])(?:[a-z]+[0134578@$!|]{1,3}[a-z][a-z0134578@$!|]*|[a-z]+[0134578@$](?![0-9a-z])"
+    r"|[@$!|0134578]{1,2}[a-z]{2,}[a-z0134578@$]*)"
 )
 _LEET_HINT = re.compile(r"[a-z][0134578@$!|]{1,3}[a-z]|(?<![0-9a-z.])[0134578@$][a-z]{2}")
 _LEET = str.maketrans("013457@8$!|", "oieastabsil")
@@ -62,6 +66,7 @@ _ROT13 = frozenset(codecs.encode(word, "rot13") for word in _COMMON if len(word)
 _REVERSED = frozenset(word[::-1] for word in _COMMON if len(word) > 1) - _COMMON - {
     "fo", "si", "ni", "ti", "ym", "od", "era", "em", "ot", "ton", "siht", "rof"
 }  # fmt: skip
+_TURNED = _ROT13 | _REVERSED
 _REVERSED_PAIR = re.compile(r"(?<![a-z])(?:ot|fo|si|ni|em|ym)(?![a-z])")
 _JAPANESE_REVERSED = re.compile("いさだく|てえ教|方り作|法方|いさな|てしに|るす|たしま|すまし|すで")
 _JAPANESE_FORWARD = re.compile("ください|教えて|作り方|方法|なさい|です|ます|する|した|して|ない|から|こと|には")
@@ -73,13 +78,24 @@ _KNOWN_BINARY = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,|-----BEGIN |ssh-(?:r
 _CLAIMED_BLOB = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{24,}+={0,2}")
 
 
-def spaced_out(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def spaced_out(form: Form) -> Iterator[tuple[str, str]]:
     """Letters held apart: "b o m b", "b.o.m.b", "爆*弾". Two or more blanks part words; else words are guessed."""
-    joined = _SPACED.sub(_join, bare) if _SPACED.search(bare) else bare
-    if not bare.isascii():
-        joined = _MARKED_JAPANESE.sub("", joined)
-    if joined != bare:
+    joined = form.bare
+    if b" a a a " in form.letters or b" a  a  a " in form.letters:
+        joined = _SPACED.sub(_join, joined)
+    if not joined.isascii():
+        joined = _MARKED_JAPANESE.sub(_unmark, joined)
+    if joined != form.bare:
         yield "spacing", joined
+
+
+def _unmark(match: re.Match[str]) -> str:
+    """Nothing, where Japanese letters stand before and behind; a middle dot may part words of two letters and more."""
+    text, start = match.string, match.start()
+    if not start or not _JAPANESE_LETTER.match(text[start - 1]):
+        return match[0]
+    wordy = match[0] == "・" and start > 1 and _JAPANESE_LETTER.match(text[start - 2])
+    return match[0] if wordy else ""
 
 
 def _join(match: re.Match[str]) -> str:
@@ -89,25 +105,34 @@ def _join(match: re.Match[str]) -> str:
     return segment(words[0].lower())
 
 
-def leet(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def leet(form: Form) -> Iterator[tuple[str, str]]:
     """Digits and signs for letters, in words that look like it: "b0mb", "k1ll". Both letters for 1, ! and |."""
-    if not _LEET_HINT.search(plain):
+    signs, plain = form.signs, form.plain
+    if not (b"a0a" in signs or b"a00" in signs or b" 0aa" in signs) or not _LEET_HINT.search(plain):
         return
     for table in (_LEET, _LEET_L):
-        revealed = _LEET_WORD.sub(lambda match, table=table: match[0].translate(table), plain)  # type: ignore[misc]
+        revealed = _LEET_WORD.sub(partial(_unleet, table), plain)
         if revealed != plain:
             yield "leet", revealed
 
 
-def accents(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def _unleet(table: dict[int, int], match: re.Match[str]) -> str:
+    return match[0].translate(table) if len(match[0]) <= _LONGEST_LEET_WORD else match[0]
+
+
+def accents(form: Form) -> Iterator[tuple[str, str]]:
     """Marks on Latin letters: "bòmb"."""
+    plain = form.plain
     if not plain.isascii() and re.search("[\u00e0-\u024f\u1e00-\u1eff]", plain):
-        split = unicodedata.normalize("NFD", plain)
+        split = unicodedata.normalize("NFD", plain.replace("ı", "i"))
         yield "accents", unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", split))
 
 
-def base64_text(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def base64_text(form: Form) -> Iterator[tuple[str, str]]:
     """Base64 of readable text, standard or URL-safe, in one piece or wrapped; UTF-8 or UTF-16."""
+    bare = form.bare
+    if not (_RUN in form.runs or "=" in bare):
+        return
     revealed = _replace(_WRAPPED, bare, _from_base64) if "\n" in bare else bare
     revealed = _replace(_BASE64, revealed, _from_base64)
     if revealed != bare:
@@ -117,17 +142,22 @@ def base64_text(bare: str, plain: str) -> Iterator[tuple[str, str]]:
         yield "base32", base32
 
 
-def hex_text(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def hex_text(form: Form) -> Iterator[tuple[str, str]]:
     """Hexadecimal bytes or binary digits of readable text."""
-    revealed = _replace(_HEX, bare, _from_hex)
-    if revealed != bare:
+    bare = form.bare
+    if (_RUN in form.runs or b" aa aa aa " in form.letters or "0x" in bare) and (
+        revealed := _replace(_HEX, bare, _from_hex)
+    ) != bare:
         yield "hex", revealed
-    if "01" in bare and (revealed := _replace(_BINARY, bare, _from_binary)) != bare:
+    if (_RUN in form.runs or b" aaaaaaaa aaaaaaaa " in form.letters) and (
+        revealed := _replace(_BINARY, bare, _from_binary)
+    ) != bare:
         yield "binary", revealed
 
 
-def escaped(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def escaped(form: Form) -> Iterator[tuple[str, str]]:
     """URL percent signs, HTML entities, backslash escapes, U+ notation."""
+    bare = form.bare
     if "%" in bare:
         revealed = _PERCENT.sub(lambda match: unquote_to_bytes(match[0]).decode("utf-8", "replace"), bare)
         if revealed != bare:
@@ -140,12 +170,14 @@ def escaped(bare: str, plain: str) -> Iterator[tuple[str, str]]:
             yield "escape", revealed
 
 
-def turned(bare: str, plain: str) -> Iterator[tuple[str, str]]:
+def turned(form: Form) -> Iterator[tuple[str, str]]:
     """Rot13 and reversal, where the result holds common words and the original shows them turned."""
-    words = set(plain.split())
-    if len(words & _ROT13) >= 2:
+    bare, plain = form.bare, form.plain
+    words = plain.split()
+    turned_words = () if _TURNED.isdisjoint(words) else set(words) & _TURNED
+    if len(_ROT13.intersection(turned_words)) >= 2:
         yield "rot13", codecs.encode(bare, "rot13")
-    if (marks := len(words & _REVERSED)) >= 2 or (marks and _REVERSED_PAIR.search(plain)):
+    if (marks := len(_REVERSED.intersection(turned_words))) >= 2 or (marks and _REVERSED_PAIR.search(plain)):
         yield "reversed", bare[::-1]
         yield "reversed", " ".join(word[::-1] for word in bare.split())
     elif not plain.isascii() and _JAPANESE_REVERSED.search(plain) and not _JAPANESE_FORWARD.search(plain):
@@ -155,9 +187,12 @@ def turned(bare: str, plain: str) -> Iterator[tuple[str, str]]:
 DISGUISES: tuple[Disguise, ...] = (spaced_out, base64_text, hex_text, escaped, turned, leet, accents)
 
 
-def claims_encoding(bare: str) -> bool:
+def claims_encoding(form: Form) -> bool:
     """Whether the text is, or says it is, an encoding that does not decode to text. Digests, tokens, keys, pictures
     and other things that are known not to be text do not count."""
+    bare = form.bare
+    if _LONG_RUN not in form.runs:
+        return False
     blobs = [match for match in _some(_CLAIMED_BLOB, bare) if _looks_encoded(match[0])]
     if not blobs or _KNOWN_BINARY.search(bare):
         return False
@@ -173,7 +208,8 @@ def _looks_encoded(blob: str) -> bool:
     if re.fullmatch("[0-9A-Fa-f]+", blob) and len(blob) in _DIGEST_CHARS:
         return False
     kinds = sum(re.search(kind, blob) is not None for kind in ("[A-Z]", "[a-z]", "[0-9]"))
-    return kinds == 3 and len(set(blob)) >= 8 and re.search("[A-Za-z]{12,}|(?:[a-z]{3,}[-_/]){2}", blob) is None
+    wordy = len(blob) < 200 and re.search("[A-Za-z]{12,}|(?:[a-z]{3,}[-_/]){2}", blob) is not None
+    return kinds == 3 and len(set(blob)) >= 8 and not wordy
 
 
 def _some(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

@@ -11,16 +11,23 @@ Language = Literal["ja", "en", "mixed", "other", "unknown"]
 _HEAD_CHARS, _TAIL_CHARS = 6_000, 2_000  # of a long text
 _FOREIGN_SHARE, _FOREIGN_LETTERS = 0.3, 4
 
-_KANA = re.compile("[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3005\U00020000-\U0003ffff]")
-_LATIN = re.compile("[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a]")
-_FOREIGN = re.compile(  # Greek … Georgian, Hangul, Ethiopic … Khmer and the rest; not kana, not Han
-    "[\u0370-\u058f\u0590-\u109f\u10a0-\u10ff\u1100-\u11ff\u1200-\u1cff\u1f00-\u1fff\u2c00-\u2dff"
-    "\u3105-\u312f\u3131-\u318e\ua000-\ua4ff\ua840-\uabff\uac00-\ud7fb\ufb13-\ufdff\ufe70-\ufefc\uffa1-\uffdc]"
-)
+_MARKS = re.compile("[\u0300-\u036f]+")
+_NO_KANA = "\u3000、。「」『』【】〜・々〇〈〉《》"  # in the block U+30xx
+_NO_LETTERS = bytes(c for c in range(256) if not (65 <= (c & 0xDF) <= 90 or c >= 0xC0))  # in Latin-1
+
+
+def _blocks(*ranges: tuple[int, int]) -> bytes:
+    """High bytes of UTF-16 code units."""
+    return bytes(block for first, last in ranges for block in range(first, last + 1))
+
+
+_KANA_BLOCK = _blocks((0x30, 0x30))
+_HAN_BLOCKS = _blocks((0x34, 0x4D), (0x4E, 0x9F), (0xF9, 0xFA))
+_LATIN_BLOCKS = _blocks((0x01, 0x02), (0x1E, 0x1E))
+_FOREIGN_BLOCKS = _blocks((0x03, 0x1D), (0x1F, 0x1F), (0x2C, 0x2D), (0x31, 0x31), (0xA0, 0xD7), (0xFB, 0xFD))
 _ACCENTED_WORD = re.compile("[a-z']*[\u00df-\u00f6\u00f8-\u024f\u1e00-\u1eff][a-z\u00df-\u024f\u1e00-\u1eff]*")
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
-_WHOLE_CHINESE = re.compile("[你们這这吗嗎么麼怎请呢您們沒给她它哪啥咋吧啊谁谢妈爸还让对说为从没谁]")
+_WHOLE_CHINESE = re.compile("[你弹炸们這这吗嗎么麼怎请呢您們沒给她它哪啥咋吧啊谁谢妈爸还让对说为从没谁]")
 _SIMPLIFIED = re.compile(
     "[东个丰严丧丽举义乌乐习书买乱亏产亲亿仅价众优传伤伪侧侦债儿兰关兴养军农冲决况净准减几凤击划则刚创别办务动劳势劝华协卖卢卫厂厅历压厌县双发变叶听启员响单卖团园围图圆场坏块坚坛处备复够头夹夺奋妇妈娱孙宁实宠审宽宾寻导尔尘尝层岁岛币师帐带帮广庄庆库应废开异弃张强归录彻忆忧怀态总恋惊惯愿懒戏战执扩扫扬抢护报拟拥择挂挡换据损摆摇撑敌数断无旧显晓术机杀权条杨极构枪标栋树样档桥梦检楼欢残毁毕汇汉汤沟泪泽洁浅测济浓涂润涨渐湾湿满滚灭灵灾炼点热爱爷牵犹独狮猎环现玛电画畅疗监盖盘着矿码砖础确离种积称穷窃竞笔类粮紧纠红约级纪纯纲纳纸纹线练组细织终绍经结给络绝统继绩续绿缓编缘缩网罗罚罢职联聪肃肠胁脑脚脱脸艺节苏荣药莱获营虑虽补装观规视览觉触计订认讨让训议讯记讲许论设访证评识诈诉诊词译试诗话该详语误诱请诸读课调谅谈谋谓谢谷贝财责贤败货质贩贪购贯贴贵贷贸费资赏赖赛赞赢赵赶趋跃践踪车轨轮软轰轻载较辅辆辈辉输边达过运进远违连迟适选递逻遗邮邻郑释针钟钢钱铁铜银销锁错键镇长门闭问闲间闹闻阅队阳阴阵阶际陆陈险随隐难雾静韩页顶项顺须顾顿预领频题颜额风飞饭饮饰饱馆驱验骂骗鱼鲁鸟鸡麦龙]"
 )
@@ -64,25 +71,42 @@ _FOREIGN_WORDS: tuple[frozenset[str], ...] = tuple(
     )
 )
 
+_ONLY_FOREIGN: frozenset[str] = frozenset().union(*_FOREIGN_WORDS) - _ENGLISH
+
 
 def language(text: str) -> Language:
     """The language of raw or normalised `text`. Linear; looks at the head and the tail of a long text."""
     if len(text) > _HEAD_CHARS + _TAIL_CHARS:
         text = f"{text[:_HEAD_CHARS]} {text[-_TAIL_CHARS:]}"
     if text.isascii():
-        return _latin(text) if _LATIN.search(text) else "unknown"
-    kana, han = len(_KANA.findall(text)), len(_HAN.findall(text))
-    latin, foreign = len(_LATIN.findall(text)), len(_FOREIGN.findall(text))
+        return _latin(text) if text.encode().translate(None, _NO_LETTERS) else "unknown"
+    kana, han, latin, foreign = _letters(text)
     letters = kana + han + latin + foreign
     if not letters:
         return "unknown"
     if foreign >= _FOREIGN_LETTERS and foreign >= _FOREIGN_SHARE * letters:
         return "other"
-    if han and _chinese(text, kana, han) and han >= _FOREIGN_LETTERS and han >= _FOREIGN_SHARE * (han + latin):
+    if han and _chinese(text, kana, han) and han >= _FOREIGN_SHARE * (han + latin):
         return "other"
     if kana or han:
         return _japanese(text, kana + han, latin)
     return _latin(text) if latin else "unknown" if foreign < _FOREIGN_LETTERS else "other"
+
+
+def _letters(text: str) -> tuple[int, int, int, int]:
+    """How many letters are kana, Han, Latin, and of other scripts."""
+    high = _MARKS.sub("", text).encode("utf-16-be", "replace")[::2]
+
+    def count(blocks: bytes) -> int:
+        return len(high) - len(high.translate(None, blocks))
+
+    kana = count(_KANA_BLOCK)
+    if kana:
+        kana -= sum(map(text.count, _NO_KANA))
+    latin = len(text.encode("latin-1", "ignore").translate(None, _NO_LETTERS)) + count(_LATIN_BLOCKS)
+    half_and_full = [c for c in text if "\uff21" <= c <= "\uff9f"] if 0xFF in high else []
+    wide = sum(c <= "\uff5a" for c in half_and_full)
+    return kana + len(half_and_full) - wide, count(_HAN_BLOCKS), latin + wide, count(_FOREIGN_BLOCKS)
 
 
 def _chinese(text: str, kana: int, han: int) -> bool:
@@ -101,7 +125,7 @@ def _japanese(text: str, japanese: int, latin: int) -> Language:
         return "ja"
     words = _WORD.findall(text.lower())
     english = sum(word in _ENGLISH for word in words)
-    if japanese < 6 and english >= 3:
+    if japanese < 6 and english >= 2:
         return "en"
     if japanese >= 6 and _latin(text) == "other":
         return "mixed"
@@ -110,6 +134,8 @@ def _japanese(text: str, japanese: int, latin: int) -> Language:
 
 def _latin(text: str) -> Language:
     """`other` on two or more function words of one foreign language that outnumber the English ones, else `en`."""
+    if text.isascii() and len(_ONLY_FOREIGN.intersection(text.lower().split())) < 2:
+        return "en"
     words = _WORD.findall(text.lower())
     if len(words) < 3:
         return "en"

@@ -4,10 +4,11 @@ All of it is linear in the text, and what is made of a text is bounded: `MAX_DEP
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 import msgspec
 
-from sekisho.guard.disguise import DISGUISES, ENCODINGS, claims_encoding
+from sekisho.guard.disguise import DISGUISES, ENCODINGS, Form, claims_encoding
 
 MAX_DEPTH = 3
 MAX_VIEWS = 12
@@ -36,6 +37,7 @@ def _invisible() -> str:
 
 _INVISIBLE = re.compile(_invisible() + "+")
 _MARKS = re.compile("[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")
+_ODD = re.compile(f"{_INVISIBLE.pattern[:-2]}{_MARKS.pattern[1:-2]}\U0001f130-\U0001f189]")
 _TAGS = re.compile("[\U000e0020-\U000e007e]+")
 _UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd\ue000-\uf8ff\ud800-\udfff\U000f0000-\U0010ffff]")
 _JAPANESE = "\u3041-\u30ff\u3400-\u9fff"
@@ -44,76 +46,82 @@ _JAPANESE_GAP = re.compile(f" (?=[{_JAPANESE}])(?<=[{_JAPANESE}] )")
 _LOOK_ALIKES = (  # pairs: the look-alike, then the Latin letter
     "аa еe оo рp сc уy хx іi јj ѕs ԁd һh ӏl ԛq ԝw вb кk мm нh тt гr ьb ґr ѵv ԍg ԑe үy ұy ҡk ҝk қk әe єe ёe "
     "αa βb εe ηn ιi κk νv οo ρp τt υu χx ωw γy δd ϲc ϳj μu σo θo "
-    "ɑa ɡg ɩi ıi ɪi ʀr ʙb ᴀa ᴄc ᴅd ᴇe ꜰf ɢg ʜh ᴊj ᴋk ʟl ᴍm ɴn ᴏo ᴘp ꜱs ᴛt ᴜu ᴠv ᴡw ʏy ᴢz ɓb ɗd ƙk "
+    "ɑa ɡg ɩi ɪi ʀr ʙb ᴀa ᴄc ᴅd ᴇe ꜰf ɢg ʜh ᴊj ᴋk ʟl ᴍm ɴn ᴏo ᴘp ꜱs ᴛt ᴜu ᴠv ᴡw ʏy ᴢz ɓb ɗd ƙk "
     "աw ոn սu օo ցg հh զq եt տs"
 )
 _FOLD = {ord(pair[0]): pair[1] for pair in _LOOK_ALIKES.split()}
 _BADGES = {start + n: chr(97 + n) for start in (0x1F130, 0x1F150, 0x1F170) for n in range(26)}
-_SUSPECT = re.compile("[\u0131\u0196\u0250-\u02af\u0370-\u058f\u1d00-\u1d7f\ua730-\ua7ff]")
-_BADGE = re.compile("[\U0001f130-\U0001f189]")
+_SUSPECT = re.compile("[\u0196\u0250-\u02af\u0370-\u058f\u1d00-\u1d7f\ua730-\ua7ff]")
 _ALPHABETIC_WORD = re.compile("[a-z\u00df-\u02af\u0370-\u058f\u1d00-\u1d7f\ua730-\ua7ff]+")
 _HAS_LATIN = re.compile("[a-z]")
 
 
 def views(text: str) -> tuple[View, ...]:
     """All readings of `text`, the plain one first; more than one only where a disguise was found."""
-    bare, plain = _normalise(text)
-    budget = _budget_chars(text)
-    found = [View(plain)]
-    seen = {plain}
-    opaque = _unreadable(text) or claims_encoding(bare)
-    layer: list[tuple[str, str, tuple[str, ...]]] = [(bare, plain, ())]
-    if not text.isascii() and (hidden := _TAGS.search(text)):
-        told = "".join(chr(ord(c) - 0xE0000) for c in "".join(_TAGS.findall(text[hidden.start() :])))
-        layer.append((told, plain, ()))
-        found.append(View(_normalise(told)[1], ("tags",)))
+    first = _form(text)
+    found = [View(first.plain)]
+    seen = {first.plain}
+    budget_chars = _budget_chars(text)
+    opaque = _unreadable(text, first) or claims_encoding(first)
+    layer: list[tuple[Form, tuple[str, ...]]] = [(first, ())]
+    if not text.isascii() and _TAGS.search(text):
+        hidden = _form("".join(chr(ord(letter) - 0xE0000) for run in _TAGS.findall(text) for letter in run))
+        found.append(View(hidden.plain, ("tags",)))
+        layer.append((hidden, ("tags",)))
     for depth in range(MAX_DEPTH + 1):
-        following: list[tuple[str, str, tuple[str, ...]]] = []
-        for bare, plain, via in layer:
-            for disguise in DISGUISES:
-                for name, revealed in disguise(bare, plain):
-                    if name not in ENCODINGS and (name in via or depth == MAX_DEPTH):
-                        continue
-                    new_bare, new_plain = _normalise(revealed)
-                    if new_plain in seen or not new_plain:
-                        continue
-                    budget -= len(revealed)
-                    if budget < 0 or len(found) >= MAX_VIEWS or depth == MAX_DEPTH:
-                        return (View(found[0].text, (), True), *found[1:])
-                    seen.add(new_plain)
-                    opaque = opaque or _unreadable(revealed)
-                    found.append(View(new_plain, (*via, name)))
-                    following.append((new_bare, new_plain, (*via, name)))
+        following: list[tuple[Form, tuple[str, ...]]] = []
+        for form, via in layer:
+            for name, revealed in _undisguised(form, via, depth):
+                budget_chars -= len(revealed)
+                if budget_chars < 0 or len(found) >= MAX_VIEWS or depth == MAX_DEPTH:
+                    return (View(found[0].text, (), True), *found[1:])
+                new = _form(revealed)
+                if not new.plain or new.plain in seen:
+                    continue
+                seen.add(new.plain)
+                opaque = opaque or _unreadable(revealed, new)
+                found.append(View(new.plain, (*via, name)))
+                following.append((new, (*via, name)))
         if not following:
             break
         layer = following
     return (View(found[0].text, (), opaque), *found[1:])
 
 
+def _undisguised(form: Form, via: tuple[str, ...], depth: int) -> Iterator[tuple[str, str]]:
+    """What lies under `form`: encodings at any depth, other disguises once each and not at the last depth."""
+    for disguise in DISGUISES:
+        for name, revealed in disguise(form):
+            if name in ENCODINGS or (name not in via and depth < MAX_DEPTH):
+                yield name, revealed
+
+
 def plain(text: str) -> str:
     """The plain form of `text`, which is the text of the first view."""
-    return _normalise(text)[1]
+    return _form(text).plain
 
 
-def _normalise(text: str) -> tuple[str, str]:
-    """(`bare`: without invisible characters, NFKC, case and white space kept; `plain`: as in `View.text`)."""
+def _form(text: str) -> Form:
+    """`bare`: without invisible characters and marks, NFKC. `plain`: as in `View.text`."""
     if text.isascii():
-        plain = " ".join(text.lower().split())
-        if plain.isprintable():
-            return text, plain
-        bare = _INVISIBLE.sub("", text)
-        return bare, " ".join(bare.lower().split())
-    bare = _INVISIBLE.sub("", text)
-    if not unicodedata.is_normalized("NFKC", bare):
-        bare = _INVISIBLE.sub("", unicodedata.normalize("NFKC", bare))
-    bare = _MARKS.sub("", bare)
-    if _BADGE.search(bare):
-        bare = bare.translate(_BADGES)
-    plain = bare.casefold()
-    if _SUSPECT.search(plain):
-        plain = _fold_look_alikes(plain)
-    plain = " ".join(plain.split())
-    return bare, _JAPANESE_GAP.sub("", plain)
+        folded = " ".join(text.lower().split())
+        if not folded.isprintable():
+            text = _INVISIBLE.sub("", text)
+            folded = " ".join(text.lower().split())
+        return Form(text, folded)
+    bare = text
+    for _ in range(2):  # NFKC makes few invisible characters and marks anew
+        odd = _ODD.search(bare) is not None
+        if odd:
+            bare = _MARKS.sub("", _INVISIBLE.sub("", bare)).translate(_BADGES)
+        normal = unicodedata.is_normalized("NFKC", bare)
+        if normal:
+            break
+        bare = unicodedata.normalize("NFKC", bare)
+    folded = bare.casefold()
+    if _SUSPECT.search(folded):
+        folded = _fold_look_alikes(folded)
+    return Form(bare, _JAPANESE_GAP.sub("", " ".join(folded.split())))
 
 
 def _fold_look_alikes(text: str) -> str:
@@ -125,7 +133,7 @@ def _fold_look_alikes(text: str) -> str:
     def fold(match: re.Match[str]) -> str:
         word = match[0]
         folded = word.translate(_FOLD)
-        if _HAS_LATIN.search(word) or (latin and not foreign and len(word) > 1 and _is_latin(folded)):
+        if _HAS_LATIN.search(word) or (latin and not foreign and _is_latin(folded)):
             return folded
         return word
 
@@ -136,11 +144,12 @@ def _is_latin(word: str) -> bool:
     return word.isascii()
 
 
-def _unreadable(text: str) -> bool:
+def _unreadable(text: str, form: Form) -> bool:
     """Whether much of `text` is control bytes, private-use or replacement characters."""
-    if text.isascii() and text.isprintable():
+    if text is form.bare and text.isascii():
         return False
-    return (count := len(_UNREADABLE.findall(text))) >= _OPAQUE_CHARS and count >= _OPAQUE_SHARE * len(text)
+    count = len(_UNREADABLE.findall(text))
+    return count >= _OPAQUE_CHARS and count >= _OPAQUE_SHARE * len(text)
 
 
 def _budget_chars(text: str) -> int:
