@@ -195,6 +195,55 @@ def test_pipelined_requests_are_answered_in_order(target: "Target") -> None:
         assert third.json()["choices"][0]["message"]["content"] == "hello"
 
 
+UPGRADES = {
+    "curl": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"],
+    "websocket": ["Connection: keep-alive, upgrade", "UPGRADE: websocket", "Sec-WebSocket-Version: 13"],
+    "first": ["upgrade: h2c", "connection: upgrade"],
+}
+
+
+@pytest.mark.parametrize("lines", UPGRADES.values(), ids=UPGRADES)
+def test_an_upgrade_is_passed_over(target: "Target", lines: list[str]) -> None:
+    """Clients offer HTTP/2 on their own: the request is answered in HTTP/1.1, and so is what follows it."""
+    with RawConnection(target.port) as raw:
+        raw.send(request_bytes("POST", CHAT, target.key, GOOD, *lines) + request_bytes("GET", "/nope", target.key))
+        answer = raw.answer()
+        assert answer is not None
+        assert answer.status == 200, answer.body
+        assert answer.json()["choices"][0]["message"]["content"] == "hello"
+        assert told(raw.answer(), 404) == "unknown_path"
+
+
+def test_an_upgrade_is_passed_over_wherever_its_head_is_cut(target: "Target") -> None:
+    """Two pieces, cut at any byte; a body that looks like an upgrade stays as it is."""
+    body = b'{"model":\r\nUpgrade: h2c\r\n\r\n'
+    request = request_bytes("POST", CHAT, target.key, body, *UPGRADES["curl"])
+    with RawConnection(target.port) as raw:
+        for at in range(request.index(b"Connection"), len(request)):
+            raw.send(request[:at])
+            time.sleep(0.002)  # so that the server reads two pieces
+            assert told(raw.send(request[at:]).answer(), 400) == "invalid_json", (at, request[:at])
+
+
+def test_an_upgrade_that_cannot_be_passed_over_is_told(target: "Target") -> None:
+    """One in the same piece as the end of the body before it: a 400 that says so, and the connection is closed."""
+    first = request_bytes("POST", "/nope", target.key, GOOD)
+    with RawConnection(target.port) as raw:
+        assert told(raw.send(first[:-9]).answer(), 404) == "unknown_path"
+        raw.send(first[-9:] + request_bytes("POST", CHAT, target.key, GOOD, *UPGRADES["curl"]))
+        assert told(raw.answer(), 400) == "upgrade_not_offered"
+        assert raw.closed()
+
+
+@pytest.mark.parametrize("place", ["x:1", CHAT])
+def test_connect_is_405_and_closed(target: "Target", place: str) -> None:
+    """This is no proxy, and what follows a CONNECT is not HTTP."""
+    with RawConnection(target.port) as raw:
+        raw.send(request_bytes("CONNECT", place, target.key, GOOD))
+        assert told(raw.answer(), 405) == "method_not_allowed"
+        assert raw.closed()
+
+
 # --- clients that leave, or do not -----------------------------------------------------------------------------------
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import http
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sekisho.core.errors import BodyTimeout, HeadTooLarge, InvalidRequest, RequestError
+from sekisho.core.errors import BodyTimeout, HeadTooLarge, InvalidRequest, MethodNotAllowed, RequestError
 from sekisho.wire import openai_error
 from sekisho.wire.base import ErrorView
 
@@ -17,6 +18,25 @@ HEAD_LIMIT_BYTES = 64 * 1024
 # What a client may send behind a request that is still being answered.
 AHEAD_LIMIT_BYTES = 1024 * 1024
 LINGER_S = 1.0
+_UPGRADE = b"\r\nupgrade:"
+_FIND_UPGRADE = re.compile(re.escape(_UPGRADE), re.IGNORECASE)
+
+
+def without_upgrade(data: bytes) -> tuple[bytes, bytes]:
+    """Takes the name from an `Upgrade` header in the first head of `data`, and gives what may be parsed now and what
+    must wait for more: a piece of an unfinished head may end within that name.
+
+    A server may pass an upgrade over (RFC 9110, 7.8), but the parser would end the request there, without its body.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    rest = b"" if end < 0 else data[end:]
+    cut = len(head)
+    if end < 0:
+        last = head.rfind(b"\r", -len(_UPGRADE))
+        if last >= 0 and _UPGRADE.startswith(head[last:].lower()):
+            cut = last - 2 if head[:last].endswith(b"\r\n") else last  # this may also be the head's end
+    return _FIND_UPGRADE.sub(b"\r\nx-upgrade:", head[:cut]) + rest, head[cut:]
 
 
 class _OneWrite:
@@ -58,6 +78,8 @@ class Connection(HttpToolsProtocol):
         self._head_timeout_s = gateway.config.body_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True  # an idle connection is one before its next head
+        self._in_body = False
+        self._held = b""
         self._head_bytes = 0
         self._ahead_bytes = 0
         self._answering: RequestResponseCycle | None = None
@@ -80,6 +102,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if not self._in_body and (self._held or b"\r\n\r\n" not in data or _FIND_UPGRADE.search(data)):
+            data, self._held = without_upgrade(self._held + data)
         super().data_received(data)
         if self._in_head:  # seldom: a head comes in one piece
             if self._head_timer is None:
@@ -88,7 +112,7 @@ class Connection(HttpToolsProtocol):
             else:
                 self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:
-                self._refuse(431, HeadTooLarge(f"The request's head is larger than {HEAD_LIMIT_BYTES} bytes."))
+                self._refuse(HeadTooLarge(f"The request's head is larger than {HEAD_LIMIT_BYTES} bytes."))
         if self.pipeline:
             # uvicorn would stop reading, and so not see that the client leaves.
             self._ahead_bytes += len(data)
@@ -103,7 +127,12 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -115,7 +144,18 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
+        """Also for a CONNECT, whose target is no path."""
+        self._refuse_head(InvalidRequest(f"{msg} This is not a valid HTTP/1.1 request.", code="malformed_http"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """For what `without_upgrade` does not see: a head that came in one piece with the end of the body before it."""
+        text = "Upgrades are not offered here: send the request without the header 'Upgrade'."
+        self._refuse_head(InvalidRequest(text, code="upgrade_not_offered"))
+
+    def _refuse_head(self, error: RequestError) -> None:
+        if self.scope is not None and self.scope.get("method") == "CONNECT":
+            error = MethodNotAllowed("This server is no proxy: it does not take CONNECT.")
+        self._refuse(error)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_is_late)
@@ -132,9 +172,9 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:
             text = f"The request's head did not arrive within {self._head_timeout_s:g} s."
-            self._refuse(408, BodyTimeout(text, code="head_timeout"))
+            self._refuse(BodyTimeout(text, code="head_timeout"))
 
-    def _refuse(self, status: int, error: RequestError) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Answers and hangs up; in the middle of another answer only hangs up. Reads on for a moment: closing before
         everything was read would reset the connection, and the client would not see the answer."""
         self._end_head()
@@ -153,7 +193,7 @@ class Connection(HttpToolsProtocol):
         self.transport.write(
             b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-error-id: %b\r\ncontent-length: %d\r\n"
             b"connection: close\r\n\r\n%b"
-            % (status, http.HTTPStatus(status).phrase.encode(), view.id.encode(), len(body), body)
+            % (view.status, http.HTTPStatus(view.status).phrase.encode(), view.id.encode(), len(body), body)
         )
         self._one_write.flush()
         if self.transport.can_write_eof():
