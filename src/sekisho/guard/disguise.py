@@ -49,7 +49,36 @@ ENCODINGS = frozenset(
 )  # may be worn one in another
 _SHORTEST_BLOB = 12
 _MOST_CANDIDATES = 64
-_LONGEST_LEET_WORD = re.compile(
+_LONGEST_LEET_WORD = 20
+_RUN, _LONG_RUN = b"a" * _SHORTEST_BLOB, b"a" * 24
+
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{12,}+|[A-Za-z0-9+/_-]{6,}+(?==))={0,2}")
+_WRAPPED = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{16,}+(?:[ \t]*\r?\n[ \t]*[A-Za-z0-9+/]{2,}+)++={0,2}")
+_BASE32 = re.compile(r"(?<![A-Za-z0-9])[A-Z2-7]{16,}+={0,6}(?![A-Za-z0-9])")
+_HEX = re.compile(
+    r"(?<![0-9A-Za-z])(?:0x)?(?:[0-9A-Fa-f]{2}){6,}+(?![0-9A-Za-z])"
+    r"|(?<![0-9A-Za-z])(?:0x|\\x)?[0-9A-Fa-f]{2}(?:[ :,-]{1,2}(?:0x)?[0-9A-Fa-f]{2}){3,}+(?![0-9A-Za-z])"
+)
+_HEX_DIGITS = re.compile(r"0x|[^0-9A-Fa-f]")
+_BINARY = re.compile(r"(?<![0-9A-Za-z])[01]{8}(?:[ ,]?[01]{8}){2,}+(?![0-9A-Za-z])")
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
+_ENTITY = re.compile(r"&(?:#x?[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_ESCAPE = re.compile(
+    r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2}))"
+    r"|(?<![0-9A-Za-z])U\+([0-9A-Fa-f]{4,6}) ?"
+)
+_DIGEST_CHARS = frozenset({32, 40, 56, 64, 96, 128})
+
+_CJK = "\u3041-\u309f\u30a1-\u30ff\u3400-\u9fff"
+_GAP = r"[ .\-_*·・•|/~+=,:;]"
+_SPACED = re.compile(
+    rf"(?<![^\W_])[^\W\d_](?:{_GAP}[^\W\d_]){{2,}}(?![^\W_])"
+    rf"(?:[ \t\r\n]{{2,}}[^\W\d_](?:{_GAP}[^\W\d_])*(?![^\W_]))*"
+)
+_WORD_GAP = re.compile(r"[ \t\r\n]{2,}")
+_MARKED_JAPANESE = re.compile(rf"(?:[.\-_*·•|/~+=][.\-_*·•|/~+=]{{0,2}}+|・)(?=[{_CJK}])")
+_JAPANESE_LETTER = re.compile(f"[{_CJK}]")
+_LEET_WORD = re.compile(
     r"(?<![0-9a-z@$!.])(?:[a-z]+[0134578@$!|]{1,3}[a-z][a-z0134578@$!|]*|[a-z]+[0134578@$](?![0-9a-z])"
     r"|[@$!|0134578]{1,2}[a-z]{2,}[a-z0134578@$]*)"
 )
