@@ -20,7 +20,8 @@ SekishoError              has an HTTP status, OpenAI's `type` and `code`, a mess
 │   ├── EngineTimeout     504
 │   ├── Overloaded        503, queue full
 │   ├── Draining          503, server is shutting down
-│   └── StoreUnavailable  503
+│   ├── StoreUnavailable  503
+│   └── BookUnavailable   503, the audit book cannot be written or read: nothing is answered without its record
 └── (anything else that is raised is a programmer's error: 500, logged with its traceback, told without it)
 """
 
@@ -143,3 +144,7 @@ class Draining(ServiceError):
 
 class StoreUnavailable(ServiceError):
     code = "store_unavailable"
+
+
+class BookUnavailable(ServiceError):
+    code = "book_unavailable"

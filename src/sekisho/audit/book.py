@@ -1,0 +1,243 @@
+"""The book, as the rest of the program sees it: append a record, and know when it is safe.
+
+    event loop ── append ──> queue ──> writer thread: one write, one sync for the whole group ──> futures resolved
+
+A group is what arrived while the last sync ran, so it grows with the load and nobody waits for a timer.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sekisho.audit.anchor import Anchorer
+from sekisho.audit.config import AuditConfig
+from sekisho.audit.files import Files, FolderLock
+from sekisho.audit.keys import WriterKeys, text_hash
+from sekisho.audit.records import OutcomeRecord, Receipt, Record, VerdictRecord
+from sekisho.audit.segment import MAX_RECORD_BYTES, segments
+from sekisho.audit.writer import Place, SegmentWriter, lock_folder, timestamp
+from sekisho.core.clock import Clock, SystemClock
+from sekisho.core.errors import BookUnavailable
+
+log = logging.getLogger("sekisho.audit")
+
+LAZY_SYNC_S = 0.2  # how long records that nobody waits for may stay with the kernel alone
+GROUP_BYTES = 4 << 20
+
+Wish = Literal["durable", "handed over"]
+
+
+class _Waiting:
+    """A record on its way. `future` belongs to `loop`; both are None for a thread that waits on `done`."""
+
+    __slots__ = ("future", "loop", "payload", "wish")
+
+    def __init__(self, payload: bytes, wish: Wish, loop: asyncio.AbstractEventLoop) -> None:
+        self.payload = payload
+        self.wish = wish
+        self.loop = loop
+        self.future: asyncio.Future[Receipt] = loop.create_future()
+
+
+class Book:
+    """Made by `Book.open`, ended by `close`. `append` may be called from any event loop."""
+
+    def __init__(self, writer: SegmentWriter, lock: FolderLock, anchorer: Anchorer, config: AuditConfig, clock: Clock):
+        self._writer = writer
+        self._lock = lock
+        self._anchorer = anchorer
+        self._config = config
+        self._clock = clock
+        self._encoder = msgspec.json.Encoder()
+        self._queue: deque[_Waiting] = deque()
+        self._awake = threading.Condition()
+        self._exclusive = threading.Lock()  # the writer belongs to whoever holds it
+        self._closing = False
+        self._dirty_since: float | None = None
+        self._thread = threading.Thread(target=self._work, name="sekisho-book", daemon=True)
+
+    @staticmethod
+    def open(
+        folder: Path,
+        secrets: Path,
+        config: AuditConfig | None = None,
+        clock: Clock | None = None,
+        files: Files | None = None,
+    ) -> "Book":
+        """Locks the folder, finds the end of the book and begins a fresh segment. Blocks; call it at start.
+
+        Raises BookUnavailable when another process has the book, when its keys are missing, or when the disk fails.
+        """
+        config, clock, files = config or AuditConfig(), clock or SystemClock(), files or Files()
+        lock = lock_folder(folder)
+        try:
+            keys = WriterKeys.load_or_create(secrets, files, may_create=not segments(folder))
+            writer = SegmentWriter(folder, keys, config, clock, files)
+            writer.recover()
+            anchorer = Anchorer(folder, keys, config.anchor, clock)
+        except BaseException:
+            lock.release()
+            raise
+        book = Book(writer, lock, anchorer, config, clock)
+        anchorer.start(writer.durable)
+        book._thread.start()
+        return book
+
+    @property
+    def folder(self) -> Path:
+        return self._writer.folder
+
+    @property
+    def place(self) -> Place:
+        """The last durable record."""
+        return self._writer.durable
+
+    async def append(self, record: Record) -> Receipt:
+        """Returns when the record is durable. Raises BookUnavailable; then the record counts as not written, though a
+        reader may find it: a disk that fails does not always say what it kept. A cancelled wait cancels no record."""
+        return await self._enqueue(record, "durable")
+
+    async def hand_over(self, record: Record) -> Receipt:
+        """Returns when the kernel has the record: kill -9 cannot lose it, a power failure within 0.2 s can."""
+        return await self._enqueue(record, "handed over")
+
+    def text_hash(self, text: str) -> str:
+        """The keyed hash under which a text can be recognised but not guessed, as for thinking."""
+        return text_hash(self._writer.keys.hashing, text)
+
+    def close(self) -> None:
+        """Writes what is queued, anchors it, and lets go of the folder. May be called twice. Blocks."""
+        with self._awake:
+            already, self._closing = self._closing, True
+            self._awake.notify()
+        if already:
+            return
+        self._thread.join()
+        try:
+            self._writer.close()
+        except BookUnavailable as error:
+            log.error("%s: closing the book: %s", error.id, error.message)
+        self._anchorer.close(self._writer.durable)
+        self._lock.release()
+
+    def _enqueue(self, record: Record, wish: Wish) -> asyncio.Future[Receipt]:
+        payload = self._encoder.encode(self._kept(record))
+        if len(payload) > MAX_RECORD_BYTES:
+            raise BookUnavailable("the record is larger than the book takes")
+        waiting = _Waiting(payload, wish, asyncio.get_running_loop())
+        with self._awake:
+            if self._closing:
+                raise BookUnavailable("the book is closed")
+            self._queue.append(waiting)
+            if len(self._queue) == 1:
+                self._awake.notify()
+        return waiting.future
+
+    def _kept(self, record: Record) -> Record:
+        """With its time, and without text where only hashes are kept."""
+        if not record.timestamp:
+            record = msgspec.structs.replace(record, timestamp=timestamp(self._clock.now()))
+        if self._config.text == "hash":
+            if isinstance(record, VerdictRecord):
+                record = msgspec.structs.replace(record, input="", input_hash=self.text_hash(record.input))
+            elif isinstance(record, OutcomeRecord):
+                record = msgspec.structs.replace(record, output="", output_hash=self.text_hash(record.output))
+        return record
+
+    def _work(self) -> None:
+        while True:
+            group = self._next_group()
+            if group is None:
+                return
+            with self._exclusive:
+                try:
+                    self._commit(group)
+                except BookUnavailable as error:
+                    log.error("%s: book: %s", error.id, error.message)
+                    _fail(group, error)
+                except BaseException as error:
+                    log.exception("book: the writer failed")
+                    _fail(group, BookUnavailable("The book failed."))
+                    if not isinstance(error, Exception):
+                        raise
+
+    def _next_group(self) -> list[_Waiting] | None:
+        """Waits for records; empty when only a lazy sync is due; None when the book is closed and the queue empty."""
+        with self._awake:
+            while not self._queue and not self._closing:
+                if self._dirty_since is None:
+                    self._awake.wait()
+                    continue
+                left_s = self._dirty_since + LAZY_SYNC_S - time.monotonic()
+                if left_s <= 0:
+                    return []
+                self._awake.wait(left_s)
+        if self._config.group_wait_ms and not self._closing:
+            time.sleep(self._config.group_wait_ms / 1000)
+        group: list[_Waiting] = []
+        size = 0
+        with self._awake:
+            while self._queue and len(group) < self._config.group_records and size < GROUP_BYTES:
+                waiting = self._queue.popleft()
+                size += len(waiting.payload)
+                group.append(waiting)
+            return group if group or not self._closing else None
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        """One write, one sync. A record that nobody waits for until it is durable shares the next sync."""
+        writer = self._writer
+        receipts: list[Receipt] = []
+        if group:
+            numbers = writer.write([waiting.payload for waiting in group])
+            segment = writer.written.segment
+            receipts = [Receipt(number, segment) for number in numbers]
+            early = [(w, r) for w, r in zip(group, receipts, strict=True) if w.wish == "handed over"]
+            _resolve(early)
+            if self._dirty_since is None:
+                self._dirty_since = time.monotonic()
+        due = self._dirty_since is not None and time.monotonic() - self._dirty_since >= LAZY_SYNC_S
+        if due or any(waiting.wish == "durable" for waiting in group):
+            self._dirty_since = time.monotonic()  # a sync that fails leaves work behind, for the next turn
+            writer.sync()
+            self._dirty_since = None
+            _resolve([(w, r) for w, r in zip(group, receipts, strict=True) if w.wish == "durable"])
+            self._anchorer.tell(writer.durable)
+
+
+def _resolve(pairs: list[tuple[_Waiting, Receipt]]) -> None:
+    """One call into each loop for all its futures."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Receipt], Receipt]]] = {}
+    for waiting, receipt in pairs:
+        by_loop.setdefault(waiting.loop, []).append((waiting.future, receipt))
+    for loop, done in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set_results, done)
+        except RuntimeError:
+            log.warning("book: %d records were written for a loop that has ended", len(done))
+
+
+def _set_results(done: list[tuple[asyncio.Future[Receipt], Receipt]]) -> None:
+    for future, receipt in done:
+        if not future.done():
+            future.set_result(receipt)
+
+
+def _fail(group: list[_Waiting], error: BookUnavailable) -> None:
+    """Each waiter gets an error of its own: its id belongs to one answer."""
+    for waiting in group:
+        own = BookUnavailable(error.message, retry_after_s=error.retry_after_s)
+        try:
+            waiting.loop.call_soon_threadsafe(_set_error, waiting.future, own)
+        except RuntimeError:
+            log.warning("book: a record failed for a loop that has ended")
+
+
+def _set_error(future: asyncio.Future[Receipt], error: BookUnavailable) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,130 @@
+"""The book as its users see it: append, read back, one writer, and what is kept."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from sekisho.audit.records import AdminRecord, OutcomeRecord, VerdictRecord
+from sekisho.core.errors import BookUnavailable
+
+from .conftest import Shelf, verdict
+
+
+async def test_what_was_appended_is_read_back_in_order(shelf: Shelf) -> None:
+    """Records come back as they were given, numbered from 1 without gaps, and the book verifies."""
+    book = shelf.open()
+    receipts = await asyncio.gather(*(book.append(verdict(f"text {number}")) for number in range(50)))
+    book.close()
+    assert [receipt.sequence for receipt in receipts] == list(range(1, 51))
+    assert shelf.inputs() == [f"text {number}" for number in range(50)]
+    report = shelf.verify()
+    assert report.ok, report.problems
+    assert (report.records, report.last_sequence, report.anchored) == (50, 50, 50)
+
+
+async def test_the_book_goes_on_after_a_restart(shelf: Shelf) -> None:
+    """Each start begins a fresh segment that continues the chain."""
+    for number in range(3):
+        book = shelf.open()
+        await book.append(verdict(f"start {number}"))
+        book.close()
+    assert shelf.inputs() == ["start 0", "start 1", "start 2"]
+    report = shelf.verify()
+    assert report.ok, report.problems
+    assert report.segments == 3
+
+
+async def test_a_second_writer_is_refused(shelf: Shelf) -> None:
+    """One writer per folder; when it ends, the next may open the book."""
+    book = shelf.open()
+    with pytest.raises(BookUnavailable, match="another process"):
+        shelf.open()
+    book.close()
+    shelf.open().close()
+
+
+async def test_a_closed_book_takes_nothing(shelf: Shelf) -> None:
+    """An append after close fails; closing twice is harmless."""
+    book = shelf.open()
+    book.close()
+    book.close()
+    with pytest.raises(BookUnavailable, match="closed"):
+        await book.append(verdict())
+
+
+async def test_close_writes_what_is_queued(shelf: Shelf) -> None:
+    """Records that were queued when the book was closed are written."""
+    book = shelf.open()
+    waits = [asyncio.ensure_future(book.append(verdict(str(number)))) for number in range(20)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(book.close)
+    await asyncio.gather(*waits)
+    assert len(shelf.inputs()) == 20
+
+
+async def test_nothing_readable_is_on_the_disk(shelf: Shelf) -> None:
+    """No text, name or decision stands in clear in any file of the book."""
+    book = shelf.open()
+    await book.append(verdict("a secret sentence"))
+    await book.append(OutcomeRecord(request_id="req_1", status="ok", output="another sentence"))
+    book.close()
+    everything = b"".join(path.read_bytes() for path in shelf.folder.rglob("*") if path.is_file())
+    for planted in (b"secret", b"sentence", b"req_1", b"user_1", b"ALLOW"):
+        assert planted not in everything
+
+
+async def test_hash_only_keeps_no_text(shelf: Shelf) -> None:
+    """With `text: hash` the record has a keyed hash in place of each text: equal for equal texts, and not SHA-256."""
+    import hashlib
+
+    import msgspec
+
+    shelf.config = msgspec.structs.replace(shelf.config, text="hash")
+    book = shelf.open()
+    await book.append(verdict("short"))
+    await book.append(OutcomeRecord(request_id="req_1", status="ok", output="short"))
+    told = book.text_hash("short")
+    book.close()
+    first, second = (entry.record for entry in shelf.entries())
+    assert isinstance(first, VerdictRecord)
+    assert isinstance(second, OutcomeRecord)
+    assert (first.input, second.output) == ("", "")
+    assert first.input_hash == second.output_hash == told
+    assert told != hashlib.sha256(b"short").hexdigest()
+
+
+async def test_missing_keys_are_not_replaced(shelf: Shelf) -> None:
+    """A book that has segments is not continued under new keys when its own have gone."""
+    book = shelf.open()
+    await book.append(verdict())
+    book.close()
+    for path in shelf.secrets.iterdir():
+        path.unlink()
+    with pytest.raises(BookUnavailable, match="keys"):
+        shelf.open()
+
+
+async def test_records_from_several_loops(shelf: Shelf) -> None:
+    """`append` works from any event loop; each gets its own receipts."""
+    book = shelf.open()
+
+    def run() -> list[int]:
+        async def several() -> list[int]:
+            return [(await book.append(AdminRecord(action="note"))).sequence for _ in range(10)]
+
+        return asyncio.run(several())
+
+    numbers = await asyncio.gather(asyncio.to_thread(run), asyncio.to_thread(run))
+    book.close()
+    assert sorted(numbers[0] + numbers[1]) == list(range(1, 21))
+
+
+def test_importing_the_book_loads_no_cryptography() -> None:
+    """The command line starts without it: 20 ms."""
+    code = (
+        "import sys, sekisho.audit, sekisho.audit.book, sekisho.audit.verify, sekisho.audit.reader\n"
+        "sys.exit('cryptography' in sys.modules or 'pyrage' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
