@@ -30,7 +30,7 @@ from sekisho.core.events import (
     TopLogprob,
     Usage,
 )
-from sekisho.core.turn import Sampling, Tool, Turn
+from sekisho.core.turn import Refusal, Sampling, Text, Tool, Turn
 from sekisho.wire import chat, chat_client, tools
 from sekisho.wire.base import Encoder, ErrorView
 
@@ -373,3 +373,17 @@ def test_error_body_has_openais_shape() -> None:
             "id": error.id,
         }
     }
+
+
+def test_a_refusal_is_readable_for_clients_that_know_none() -> None:
+    """The words stand in `refusal` and in `content`, streamed and whole; handed back or read from another Sekisho they
+    are one refusal and not two texts."""
+    asked = turn()
+    events: Batch = [TextDelta("So: "), RefusalDelta("I must not."), Finished("content_filter")]
+    message = whole(msgspec.structs.replace(asked, stream=False), [events]).choices[0].message
+    assert (message.content, message.refusal) == ("So: I must not.", "I must not.")
+    told = chunks(stream(asked, [events]))
+    assert "".join(one.delta.content or "" for chunk in told for one in chunk.choices) == "So: I must not."
+    said = {"role": "assistant", **message.model_dump(exclude_none=True)}
+    back = chat.decode(json.dumps({"model": "m", "messages": [said]}).encode(), "chatcmpl-1")
+    assert back.messages[0].parts == (Text("So: "), Refusal("I must not."))

@@ -169,8 +169,11 @@ def _assistant_parts(message: schema.AssistantMessage, at: str, number: int) -> 
         raise UnsupportedParameter("Audio of earlier answers is not kept here.", param=f"{at}.audio")
     if thinking := message.reasoning_content or message.reasoning:
         yield Reasoning(thinking)
-    if message.content is not None:
-        yield from _parts(message.content, at)
+    content = message.content
+    if message.refusal and isinstance(content, str):
+        content = content.removesuffix(message.refusal)  # we said it in both places
+    if content or (content is not None and not message.refusal):
+        yield from _parts(content, at)
     if message.refusal:
         yield Refusal(message.refusal)
     for call in message.tool_calls or ():

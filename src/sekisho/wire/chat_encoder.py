@@ -70,7 +70,8 @@ class ChatEncoder(OpenAiEncoder[_Choice]):
             case ReasoningDelta():
                 return self._delta(event.choice, {"reasoning_content": event.text}) if event.text else b""
             case RefusalDelta():
-                return self._delta(event.choice, {"refusal": event.text})
+                # As the content, too: a client that knows no refusals would show an empty answer.
+                return self._delta(event.choice, {"content": event.text, "refusal": event.text})
             case ToolCallDelta():
                 return self._call(event)
             case Finished():
@@ -125,6 +126,7 @@ class ChatEncoder(OpenAiEncoder[_Choice]):
             case ReasoningDelta():
                 self._choices[event.choice].reasoning.append(event.text)
             case RefusalDelta():
+                self._choices[event.choice].text.append(event.text)
                 self._choices[event.choice].refusal.append(event.text)
             case ToolCallDelta():
                 calls = self._choices[event.choice].calls
@@ -143,7 +145,7 @@ class ChatEncoder(OpenAiEncoder[_Choice]):
         calls = [_call_object(choice.calls[number]) for number in sorted(choice.calls)]
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": None if not text and (calls or refusal) else text,
+            "content": None if not text and calls else text,
             "refusal": refusal or None,
             "annotations": [],
         }

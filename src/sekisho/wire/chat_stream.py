@@ -263,8 +263,11 @@ class ChatStreamDecoder(StreamReader):
     def _say(self, index: int, said: Said, logprobs: Logprobs | None, out: Batch) -> None:
         if thinking := said.reasoning_content or said.reasoning or said.thinking:
             out.append(ReasoningDelta(thinking, index))
-        if content := said.content:
-            text = content if isinstance(content, str) else _joined(content)
+        content = said.content
+        if content and said.refusal:
+            content = _joined(content).removesuffix(said.refusal)  # another Sekisho says a refusal in both places
+        if content:
+            text = _joined(content)
             if logprobs is None or not logprobs.content:
                 out.append(TextDelta(text, index))
             else:
@@ -329,5 +332,7 @@ def read_usage(usage: UsagePart | None, timings: Timings | None) -> Usage | None
     return Usage(read, written, min(max(cached, 0), read), min(max(reasoned, 0), written))
 
 
-def _joined(content: list[Any]) -> str:
+def _joined(content: str | list[Any]) -> str:
+    if isinstance(content, str):
+        return content
     return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
