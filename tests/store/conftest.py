@@ -108,7 +108,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClo
 async def empty(store: Store) -> None:
     """Leaves the tables as after the first migration."""
     async with store._write() as connection:
-        for table in ("key_secrets", "keys", "usage", "usage_months", "responses", "meta"):
+        for table in ("key_secrets", "keys", "usage", "usage_months", "responses", "meta", "escalations"):
             await connection.execute(text(f"DELETE FROM {table}"))
         await connection.execute(text("UPDATE revisions SET value = 0"))
 

@@ -61,7 +61,7 @@ async def test_going_down_leaves_nothing_and_up_again_works(database_url: str) -
 
 async def test_without_migrate_an_empty_database_is_refused_and_left_empty(database_url: str) -> None:
     """`migrate=False` changes nothing and says what is needed."""
-    with pytest.raises(StoreUnavailable, match="needs 0001"):
+    with pytest.raises(StoreUnavailable, match=f"needs {REVISIONS[-1]}"):
         await Store.open(database_url, migrate=False)
     backend = connect(database_url)
     async with backend.engine.connect() as connection:

@@ -3,6 +3,20 @@
 from typing import TYPE_CHECKING
 
 from sekisho.store.config import StoreConfig
+from sekisho.store.escalations import (
+    CHANNELS,
+    TICKET_STATES,
+    Behaviour,
+    Channel,
+    HumanDecision,
+    HumanVerdict,
+    LinkToken,
+    Notice,
+    NoticeKind,
+    NoticeState,
+    Ticket,
+    TicketState,
+)
 from sekisho.store.keys import SCOPES, KeyRecord, KeySpec, hash_secret, mask
 from sekisho.store.responses import ResponseRecord
 from sekisho.store.spool import UsageSpool
@@ -12,14 +26,26 @@ if TYPE_CHECKING:
     from sekisho.store.database import Store
 
 __all__ = [
+    "CHANNELS",
     "SCOPES",
+    "TICKET_STATES",
+    "Behaviour",
+    "Channel",
     "Group",
+    "HumanDecision",
+    "HumanVerdict",
     "KeyRecord",
     "KeySpec",
+    "LinkToken",
+    "Notice",
+    "NoticeKind",
+    "NoticeState",
     "ResponseRecord",
     "Spent",
     "Store",
     "StoreConfig",
+    "Ticket",
+    "TicketState",
     "UsageRecord",
     "UsageSpool",
     "UsageStatus",

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sekisho.core.clock import Clock, SystemClock
 from sekisho.core.errors import StoreUnavailable
-from sekisho.store import key_rows, response_rows, usage_rows
+from sekisho.store import escalation_rows, key_rows, response_rows, usage_rows
 from sekisho.store.backends import Backend, connect, insert_into
 from sekisho.store.keys import KeyRecord, KeySpec
+from sekisho.store.escalations import Channel, HumanVerdict, LinkToken, Notice, NoticeState, Ticket, TicketState
 from sekisho.store.migrate import prepare
 from sekisho.store.responses import ResponseRecord
 from sekisho.store.schema import meta
@@ -238,6 +239,126 @@ class Store:
     # Settings
 
     @_to_its_end
+    # Escalations. `now` is handed in: the desk decides by which clock a ticket ends.
+
+    @_to_its_end
+    async def open_ticket(self, ticket: Ticket, notices: Sequence[Notice], now: float) -> Ticket:
+        """Keeps the ticket and its notices together, synced to the disk. Where its behaviour is `ticket` and the key
+        has the same request pending, that ticket comes back instead."""
+        async with self._write(durable=True) as connection:
+            return await escalation_rows.open_ticket(connection, ticket, notices, now)
+
+    @_to_its_end
+    async def get_ticket(self, ticket_id: str) -> Ticket | None:
+        async with self._read() as connection:
+            return await escalation_rows.get(connection, ticket_id)
+
+    @_to_its_end
+    async def list_tickets(
+        self,
+        state: TicketState | None = None,
+        channels: Collection[Channel] | None = None,
+        after: Ticket | None = None,
+        limit: int = 100,
+    ) -> list[Ticket]:
+        """Newest first; `after` is the last ticket of the page before."""
+        async with self._read() as connection:
+            return await escalation_rows.page(connection, state, channels, after, limit)
+
+    @_to_its_end
+    async def no_longer_pending(self, ticket_ids: Collection[str]) -> set[str]:
+        """Those of the tickets that have ended; cheap enough to ask twice a second."""
+        async with self._read() as connection:
+            return await escalation_rows.no_longer_pending(connection, ticket_ids)
+
+    @_to_its_end
+    async def decide_ticket(self, verdict: HumanVerdict, now: float) -> Ticket | None:
+        """Decides a pending ticket whose time is not over; None when somebody was first, it is too late, or the link
+        is used up. Of any number of simultaneous calls in any number of processes, one gets the ticket."""
+        async with self._write(durable=True) as connection:
+            decided = await escalation_rows.decide(connection, verdict, now)
+            if decided is None:
+                await connection.rollback()  # a link is spent only by the decision that it made
+            return decided
+
+    @_to_its_end
+    async def close_ticket(self, ticket_id: str, state: TicketState, now: float) -> Ticket | None:
+        """Ends a pending ticket as `expired` or `abandoned`; None when it was not pending."""
+        async with self._write(durable=True) as connection:
+            return await escalation_rows.close(connection, ticket_id, state, now)
+
+    @_to_its_end
+    async def expire_tickets(self, now: float) -> list[Ticket]:
+        """Ends every pending ticket whose time is over."""
+        async with self._write() as connection:
+            return await escalation_rows.expire(connection, now)
+
+    @_to_its_end
+    async def use_ticket(self, ticket_id: str, now: float) -> bool:
+        """Takes the one passage that an approved ticket gives; False when it is taken."""
+        async with self._write(durable=True) as connection:
+            return await escalation_rows.use(connection, ticket_id, now)
+
+    @_to_its_end
+    async def use_approval(self, request_hash: str, key_id: str, decided_after: float, now: float) -> Ticket | None:
+        """The same for whichever approval of this request is left, decided after the moment given."""
+        async with self._write(durable=True) as connection:
+            return await escalation_rows.use_approval(connection, request_hash, key_id, decided_after, now)
+
+    @_to_its_end
+    async def latest_decided(
+        self, request_hash: str, key_id: str, state: TicketState, decided_after: float
+    ) -> Ticket | None:
+        async with self._read() as connection:
+            return await escalation_rows.latest_decided(connection, request_hash, key_id, state, decided_after)
+
+    @_to_its_end
+    async def untold_tickets(self, limit: int = 100) -> list[Ticket]:
+        """Tickets with a change that the book does not know yet, oldest first."""
+        async with self._read() as connection:
+            return await escalation_rows.untold(connection, limit)
+
+    @_to_its_end
+    async def ticket_told(self, ticket_id: str, version: int) -> None:
+        """The book knows the ticket up to `version`."""
+        async with self._write() as connection:
+            await escalation_rows.told(connection, ticket_id, version)
+
+    @_to_its_end
+    async def add_link_token(self, token: LinkToken) -> None:
+        async with self._write() as connection:
+            await escalation_rows.add_token(connection, token)
+
+    @_to_its_end
+    async def find_link_token(self, token_hash: str) -> LinkToken | None:
+        async with self._read() as connection:
+            return await escalation_rows.token(connection, token_hash)
+
+    @_to_its_end
+    async def claim_notices(self, now: float, lease_s: float, limit: int = 32) -> list[Notice]:
+        """Due notices, `attempts` counted up, each for one claimer only until `lease_s` is over."""
+        async with self._write() as connection:
+            return await escalation_rows.claim_notices(connection, now, lease_s, limit)
+
+    @_to_its_end
+    async def settle_notice(
+        self, notice: Notice, state: NoticeState, next_attempt_at: float, error: str | None = None
+    ) -> None:
+        """What came of a claimed attempt; `pending` means: again at `next_attempt_at`."""
+        async with self._write() as connection:
+            await escalation_rows.settle_notice(connection, notice, state, next_attempt_at, error)
+
+    @_to_its_end
+    async def ticket_notices(self, ticket_id: str) -> list[Notice]:
+        async with self._read() as connection:
+            return await escalation_rows.notices(connection, ticket_id)
+
+    @_to_its_end
+    async def forget_tickets(self, created_before: float) -> int:
+        """Deletes ended tickets that the book knows, with their notices and links; how many."""
+        async with self._write() as connection:
+            return await escalation_rows.forget(connection, created_before)
+
     async def get_setting(self, name: str) -> str | None:
         async with self._read() as connection:
             value = (await connection.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one_or_none()

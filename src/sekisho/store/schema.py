@@ -15,7 +15,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 
 metadata = MetaData()
@@ -125,3 +125,81 @@ meta = Table(
     Column("name", String(128), primary_key=True),
     Column("value", Text, nullable=False),
 )
+
+# `question`, `answer` and `reason` arrive sealed. No foreign key to `keys`: a ticket outlives the key that asked.
+escalations = Table(
+    "escalations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("request_hash", String(128), nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("key_name", Text, nullable=False),
+    Column("user", Text),
+    Column("model", Text, nullable=False),
+    Column("protocol", String(32), nullable=False),
+    Column("category", String(32), nullable=False),
+    Column("channel", String(32), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("language", String(32), nullable=False),
+    Column("rationale", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("behaviour", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("answer", Text),
+    Column("reason", Text),
+    Column("decided_by", Text),
+    Column("decided_at", Double),
+    Column("used_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("told_version", BigInteger, nullable=False),
+)
+Index("escalations_created_at", escalations.c.created_at, escalations.c.id)
+Index("escalations_request", escalations.c.request_hash, escalations.c.key_id)
+# One open ticket for a request that is asked again and again.
+_OPEN_TICKET = text("state = 'pending' AND behaviour = 'ticket'")
+Index(
+    "escalations_open_ticket",
+    escalations.c.request_hash,
+    escalations.c.key_id,
+    unique=True,
+    sqlite_where=_OPEN_TICKET,
+    postgresql_where=_OPEN_TICKET,
+)
+_UNTOLD = text("told_version < version")
+Index("escalations_untold", escalations.c.created_at, sqlite_where=_UNTOLD, postgresql_where=_UNTOLD)
+_PENDING = text("state = 'pending'")
+Index("escalations_pending", escalations.c.expires_at, sqlite_where=_PENDING, postgresql_where=_PENDING)
+
+escalation_notices = Table(
+    "escalation_notices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("ticket_id", String(64), ForeignKey("escalations.id", ondelete="CASCADE"), nullable=False),
+    Column("channel", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("approver", Text),
+    Column("state", String(16), nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("next_attempt_at", Double, nullable=False),
+    Column("last_error", Text),
+)
+Index("escalation_notices_ticket_id", escalation_notices.c.ticket_id)
+Index("escalation_notices_due", escalation_notices.c.next_attempt_at, sqlite_where=_PENDING, postgresql_where=_PENDING)
+
+escalation_tokens = Table(
+    "escalation_tokens",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("ticket_id", String(64), ForeignKey("escalations.id", ondelete="CASCADE"), nullable=False),
+    Column("request_hash", String(128), nullable=False),
+    Column("approver", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("used_at", Double),
+)
+Index("escalation_tokens_ticket_id", escalation_tokens.c.ticket_id)
