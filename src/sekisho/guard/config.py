@@ -1,0 +1,26 @@
+"""Settings of the `guard:` part of sekisho.yaml."""
+
+from typing import Literal
+
+import msgspec
+
+Mode = Literal["off", "basic", "production", "emergency"]
+
+
+class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode`: `off` decides nothing and says so in the book; `basic` and `production` differ in what an escalation
+    does (a ticket at once, or a held request); `emergency` lets only `emergency_allow` through and escalates the rest.
+    `test_mode`: decides and records, calls nobody and holds nobody.
+    `languages`: what rules and classifier may decide alone; any other language escalates.
+    `emergency_allow`: key names that still pass in `emergency`.
+    `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that.
+    `deadline_s`: a guard that takes longer refuses.
+    """
+
+    mode: Mode = "basic"
+    test_mode: bool = False
+    languages: tuple[str, ...] = ("ja", "en")
+    emergency_allow: tuple[str, ...] = ()
+    output: bool = True
+    hold_back_chars: int = 256
+    deadline_s: float = 5.0
