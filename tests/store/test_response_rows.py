@@ -1,8 +1,11 @@
+import asyncio
+
 import msgspec
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.store import ResponseRecord, Store
+from sekisho.store import ResponseRecord, Store, response_rows
 
 NOW = 1_790_000_000.0
 
@@ -63,6 +66,27 @@ async def test_deleted_and_expired_responses_are_gone(store: Store) -> None:
     assert await store.expire_responses(NOW + 1) == 1
     assert await store.expire_responses(NOW + 1) == 0
     assert await store.get_response("r1", "key_1", NOW) is not None
+
+
+async def test_a_deleted_id_stays_deleted_though_its_put_is_still_on_its_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes of one response happen in the order in which they were asked for, also where the database takes many at
+    once; and nothing is kept of the ids."""
+    await store.put_response(response("r1", status="queued"))
+    put = response_rows.put
+
+    async def slow(connection: AsyncConnection, record: ResponseRecord) -> None:
+        await asyncio.sleep(0.2)
+        await put(connection, record)
+
+    monkeypatch.setattr(response_rows, "put", slow)
+    storing = asyncio.create_task(store.put_response(response("r1")))
+    await asyncio.sleep(0.05)
+    assert await store.delete_response("r1", "key_1")
+    await storing
+    assert await store.get_response("r1", "key_1", NOW) is None
+    assert not store._response_locks
 
 
 async def test_a_chain_is_the_whole_conversation_oldest_first(store: Store) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from sqlalchemy import delete, select, text
 from sqlalchemy.exc import DBAPIError
@@ -70,6 +71,7 @@ class Store:
         self._clock = clock
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
+        self._response_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     async def open(cls, url_or_path: str | Path, migrate: bool = True, clock: Clock | None = None) -> "Store":
@@ -195,7 +197,7 @@ class Store:
     @_to_its_end
     async def put_response(self, record: ResponseRecord) -> None:
         """Inserts or replaces. Raises NotFound when the id is another key's."""
-        async with self._write() as connection:
+        async with self._in_order(record.id), self._write() as connection:
             await response_rows.put(connection, record)
 
     @_to_its_end
@@ -206,8 +208,9 @@ class Store:
 
     @_to_its_end
     async def delete_response(self, response_id: str, key_id: str) -> bool:
-        """Whether there was one of this key's to delete."""
-        async with self._write() as connection:
+        """Whether there was one of this key's to delete. What was put before, by this process, is deleted with it even
+        if it is still on its way: a deleted id stays deleted."""
+        async with self._in_order(response_id), self._write() as connection:
             return await response_rows.remove(connection, response_id, key_id)
 
     @_to_its_end
@@ -378,6 +381,10 @@ class Store:
             await connection.execute(statement, {"name": name, "value": value})
 
     # Connections
+
+    def _in_order(self, response_id: str) -> asyncio.Lock:
+        """Changes of one response, in the order in which they were asked for: PostgreSQL takes many at once."""
+        return self._response_locks.setdefault(response_id, asyncio.Lock())
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:
