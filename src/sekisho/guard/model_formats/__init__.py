@@ -1,0 +1,1 @@
+"""How each guard model is asked, and how its answer is read."""
