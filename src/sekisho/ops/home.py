@@ -60,6 +60,16 @@ class Home(msgspec.Struct, frozen=True):
         return self.path / "secrets"
 
     @property
+    def audit(self) -> Path:
+        """The book."""
+        return self.path / "audit"
+
+    @property
+    def guard(self) -> Path:
+        """The team's own rules and thresholds, and whether an emergency is on."""
+        return self.path / "guard"
+
+    @property
     def state_file(self) -> Path:
         return self.run / "state.json"
 
@@ -68,7 +78,17 @@ class Home(msgspec.Struct, frozen=True):
         return self.run / "children.json"
 
     def folders(self) -> tuple[Path, ...]:
-        return (self.path, self.models, self.logs, self.run, self.spool, self.runs, self.secrets)
+        return (
+            self.path,
+            self.models,
+            self.logs,
+            self.run,
+            self.spool,
+            self.runs,
+            self.secrets,
+            self.audit,
+            self.guard,
+        )
 
     def create(self) -> "Home":
         """Makes missing folders, readable by their owner alone. Raises OSError. May be called again."""
