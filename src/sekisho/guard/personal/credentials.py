@@ -33,6 +33,13 @@ _KEYS = (
     _key("AGE-SECRET-KEY-1", "A-Z0-9"),
     ("hooks.slack.com/", re.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_\-]+")),
 )
+_MARKED_KEYS = {
+    "sk-": tuple(key for key in _KEYS if key[0].startswith("sk-")),
+    "_": tuple(key for key in _KEYS if "_" in key[0] and "-" not in key[0]),
+    "-": tuple(key for key in _KEYS if "-" in key[0] and not key[0].startswith("sk-")),
+}
+"""By a mark that all of them have: prose that has none of it is not searched for each."""
+_OTHER_KEYS = tuple(key for key in _KEYS if "_" not in key[0] and "-" not in key[0])
 _BARE_SK = re.compile(rf"(?<![A-Za-z0-9])sk-(?=([A-Za-z0-9_\-]{{9,}}))\1{_TAIL}")
 _LIKE_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])|(?=.*[a-z])(?=.*[A-Z])|^[A-Za-z0-9]{20}", re.DOTALL)
 _JWT = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{9,}(?:\.[A-Za-z0-9_\-]*){0,4}")
@@ -50,8 +57,9 @@ _PEM_LONGEST = 16_384
 _PEM_BEFORE = re.compile(r"\s*[A-Za-z0-9+/=]*(?:\s+[A-Za-z0-9+/=]{16,})*")  # on the reversed text
 
 _BEARER = re.compile(r"(?<![A-Za-z0-9])(?:[Bb]earer|BEARER|[Bb]asic|Token)[ \t:]{1,3}([A-Za-z0-9._~+/\-]{12,}=*)")
+_SCHEME_REVERSED = re.compile(r"[A-Za-z0-9+.\-]{1,30}")
 _URL = re.compile(
-    r"(?<![A-Za-z0-9+.\-])[A-Za-z][A-Za-z0-9+.\-]{1,30}://[^\s/@:\"'<>\[\]]{0,200}:(?!\[[A-Z_]+_\d+\])[^\s/@\"'<>]{1,200}@"
+    r"://[^\s/@:\"'<>\[\]]{0,200}:(?!\[[A-Z_]+_\d+\])[^\s/@\"'<>]{1,200}@"
     r"[^\s\"'<>、。]{1,300}"
 )
 _WORD = re.compile(
@@ -79,7 +87,11 @@ _STRONG = ("passw", "pwd", "passphrase", "passcode", "pass", "pin", "パス", "�
 def credentials(text: str, lower: str) -> list[Span]:
     """`lower` is `text` with its ASCII letters in lower case."""
     spans: list[Span] = []
-    for prefix, pattern in _KEYS:
+    marks = _OTHER_KEYS
+    for mark, keys in _MARKED_KEYS.items():
+        if mark in text:
+            marks += keys
+    for prefix, pattern in marks:
         if prefix in text:
             spans += [(match.start(), match.end(), "API_KEY") for match in pattern.finditer(text)]
     if "sk-" in text:
@@ -91,16 +103,25 @@ def credentials(text: str, lower: str) -> list[Span]:
         spans += _private_keys(text)
     if "aws" in lower or "AKIA" in text or "ASIA" in text:
         spans += [(match.start(), match.end(), "API_KEY") for match in _AWS_SECRET.finditer(text)]
-    if "bearer" in lower or "basic " in lower or "Token" in text:
+    if "earer" in text or "asic " in text or "BEARER" in text or "Token" in text:
         spans += [
             (match.start(1), match.end(1), "TOKEN")
             for match in _BEARER.finditer(text)
             if len(match[1]) >= 24 or any(c.isdigit() for c in match[1])
         ]
     if "://" in text and "@" in text:
-        spans += [(match.start(), match.end(), "CONNECTION") for match in _URL.finditer(text)]
+        spans += _connections(text)
     if any(word in lower for word in _WORDS):
         spans += _named(text, lower)
+    return spans
+
+
+def _connections(text: str) -> list[Span]:
+    spans: list[Span] = []
+    for match in _URL.finditer(text):
+        scheme = _SCHEME_REVERSED.match(text[max(0, match.start() - 30) : match.start()][::-1])
+        if scheme is not None:
+            spans.append((match.start() - scheme.end(), match.end(), "CONNECTION"))
     return spans
 
 

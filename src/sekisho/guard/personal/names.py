@@ -48,12 +48,23 @@ _ENGLISH_TITLE = re.compile(
     rf"(?<![A-Za-z])(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Mx)"
     rf"(?:\. ?| )({_CAPITAL}(?:(?: [A-Z]\.)? {_CAPITAL}){{0,2}})"
 )
-_ENGLISH_PAIR = re.compile(rf"(?<![A-Za-z])([A-Z][a-z]{{1,14}})(?= (?:[A-Z]\. )?({_CAPITAL}))")
-_ENGLISH_SAYS = re.compile(
-    rf"(?<![A-Za-z])(?:(?:[Mm]y|[Hh]is|[Hh]er|[Tt]heir) (?:full )?name is|[Nn]ame:"
-    rf"|[Pp]atient:|[Cc]ustomer:|[Ee]mployee:|[Cc]ontact:|[Ss]igned:?|[Ss]incerely,|[Rr]egards,"
-    rf"|[Cc]all me|[Ii] am called)\s{{1,2}}({_CAPITAL}(?:(?: [A-Z]\.)? {_CAPITAL}){{0,2}})"
+_ENGLISH_PAIR = re.compile(rf"([A-Z](?<![A-Za-z].)[a-z]{{1,14}})(?= (?:[A-Z]\. )?({_CAPITAL}))")
+_SAYING = (
+    "name is",
+    "name:",
+    "Name:",
+    "atient:",
+    "ustomer:",
+    "mployee:",
+    "ontact:",
+    "igned:",
+    "igned by",
+    "incerely,",
+    "egards,",
+    "all me",
+    "am called",
 )
+_SAID = re.compile(rf"\s{{1,2}}({_CAPITAL}(?:(?: [A-Z]\.)? {_CAPITAL}){{0,2}})")
 _NO_TITLED = frozenset({"Pepper", "Who", "President", "Speaker", "Chairman", "Robot", "Strangelove", "Bean", "Watson"})
 _NO_SAID = frozenset(
     {"The", "This", "Please", "Not", "Unknown", "None", "Required", "Optional", "My", "Your", "Team", "Support"}
@@ -183,11 +194,23 @@ def _english(text: str) -> list[Span]:
             match[2] in ENGLISH_SURNAMES or match[2].rpartition("-")[2] in ENGLISH_SURNAMES
         ):
             spans.append((match.start(), match.end(2), "NAME"))
-    if "M" in text or "Dr" in text or "Prof" in text or "Doctor" in text:
+    if (
+        "Mr" in text
+        or "Ms" in text
+        or "Miss" in text
+        or "Mx" in text
+        or "Dr" in text
+        or "Prof" in text
+        or "Doctor" in text
+    ):
         for match in _ENGLISH_TITLE.finditer(text):
             if match[1].partition(" ")[0] not in _NO_TITLED:
                 spans.append((match.start(1), match.end(1), "NAME"))
-    for match in _ENGLISH_SAYS.finditer(text):
-        if match[1].partition(" ")[0] not in _NO_SAID:
-            spans.append((match.start(1), match.end(1), "NAME"))
+    for phrase in _SAYING:
+        place = text.find(phrase)
+        while place >= 0:
+            said = _SAID.match(text, place + len(phrase))
+            if said is not None and said[1].partition(" ")[0] not in _NO_SAID:
+                spans.append((said.start(1), said.end(1), "NAME"))
+            place = text.find(phrase, place + len(phrase))
     return spans

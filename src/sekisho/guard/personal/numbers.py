@@ -17,25 +17,74 @@ _MOST_DIGITS = 19
 _MOST_GROUPS = 8  # of one number in a longer run
 _WINDOW = 40  # characters before a number in which its context is looked for
 _AFTER = 16
+_MANY = 16  # questions from which on it pays to see first which words there are at all
 
-_CONTEXT = re.compile(
-    r"(?P<my_number>マイナンバー|個人番号|my ?number|individual number)"
-    r"|(?P<licence>免許|licen[cs]e)"
-    r"|(?P<passport>パスポート|旅券|passport)"
-    r"|(?P<bank>口座|普通預金|普通|当座|貯蓄|ゆうちょ|記号番号|\baccount\b|\bacct\b|routing|\biban\b|sort code)"
-    r"|(?P<phone>電話|でんわ|(?<![a-z])tel(?![a-z])|telephone|phone|mobile|(?<![a-z])cell(?![a-z])|携帯|ケータイ|スマホ"
-    r"|(?<![a-z])fax(?![a-z])"
-    r"|ファックス|連絡先|内線|直通|whatsapp"
-    r"|(?<![a-z])sms(?![a-z])|(?<![a-z])call(?![a-z])|dial|reach (?:me|him|her|us))"
-    r"|(?P<card>カード|(?<![a-z])card|(?<![a-z])visa(?![a-z])|mastercard"
-    r"|(?<![a-z])jcb(?![a-z])|amex|クレジット|credit|debit|クレカ)"
-    r"|(?P<social>social security|(?<![a-z])ssn(?![a-z]))"
-    r"|(?P<other>注文|伝票|(?<![a-z])order|追跡|tracking|invoice|請求書|受注|商品|(?<![a-z])sku|isbn"
-    r"|(?<![a-z])jan(?![a-z])|型番|品番|管理番号|受付番号"
-    r"|チケット|ticket|serial|version|バージョン|部品|製造番号|会員番号|学籍番号|社員番号|issue|build|commit|timestamp|lot|doi)",
-    re.ASCII,
+_CONTEXTS = {
+    "my_number": "マイナンバー 個人番号 my·number mynumber individual·number",
+    "licence": "免許 license licence",
+    "passport": "パスポート 旅券 passport",
+    "bank": "口座 普通預金 普通 当座 貯蓄 ゆうちょ 記号番号 =account =acct =accounts routing =iban sort·code",
+    "phone": (
+        "電話 でんわ =tel telephone phone mobile =cell 携帯 ケータイ スマホ"
+        " =fax ファックス 連絡先 内線 直通 whatsapp =sms =call dial"
+        " reach·me reach·him reach·her reach·us =phones"
+    ),
+    "card": "カード =card =cards =visa mastercard =jcb amex クレジット =credit =debit クレカ",
+    "social": "social·security =ssn",
+    "other": (
+        "注文 伝票 =order =orders 追跡 tracking invoice 請求書 受注 商品 =sku isbn =jan 型番 品番 管理番号"
+        " 受付番号 チケット ticket serial version"
+        " バージョン 部品 製造番号"
+        " 会員番号 学籍番号 社員番号 =issue =build =commit timestamp =lot =doi"
+    ),
+}
+_WORDS = tuple(
+    (word.lstrip("=").replace("·", " "), word.startswith("="), what)
+    for what, words in _CONTEXTS.items()
+    for word in words.split()
 )
+"""Each word, whether it must stand alone, and what it calls the number beside it."""
 
+
+class Surroundings:
+    """What the words around a number call it. `lower` is the text with its ASCII letters in lower case."""
+
+    def __init__(self, lower: str) -> None:
+        self.lower = lower
+        self._words = _WORDS
+        self._questions = 0
+        self._known: dict[tuple[int, int], str | None] = {}
+
+    def name(self, start: int, end: int) -> str | None:
+        """Of the nearest word before it, else of the first one after it."""
+        self._questions += 1
+        if self._questions == _MANY:
+            self._words = tuple(word for word in _WORDS if word[0] in self.lower)
+        key = (start, end)
+        if key not in self._known:
+            before = self.lower[max(0, start - _WINDOW) : start]
+            after = self.lower[end : end + _AFTER]
+            self._known[key] = self._nearest(before, last=True) or self._nearest(after, last=False)
+        return self._known[key]
+
+    def _nearest(self, window: str, *, last: bool) -> str | None:
+        best: tuple[int, str] | None = None
+        for word, alone, what in self._words:
+            place = window.rfind(word) if last else window.find(word)
+            if place < 0 or (alone and not _stands_alone(window, place, len(word))):
+                continue
+            distance = -(place + len(word)) if last else place
+            if best is None or distance < best[0]:
+                best = (distance, what)
+        return best[1] if best else None
+
+
+def _stands_alone(window: str, place: int, length: int) -> bool:
+    beside = window[place - 1 : place] + window[place + length : place + length + 1]
+    return not any("a" <= character <= "z" for character in beside)
+
+
+_DATE = re.compile(r"(?:19|20)[0-9]{2}[\-./][01]?[0-9][\-./][0-3]?[0-9](?:[ /][0-2]?[0-9])?")
 _JAPANESE = re.compile(
     r"0[5789]0\d{8}|0(?:120|570|990)\d{6}|0800\d{7}|0[1-9]\d{8}",
 )
@@ -53,16 +102,19 @@ _BEFORE_PLUS = re.compile(r"(?:^|[^0-9A-Za-z+])(?:\+|00)[ (]{0,2}$")
 def numbers(text: str, lower: str) -> list[Span]:
     """`lower` is `text` with its ASCII letters in lower case."""
     spans: list[Span] = []
+    around = Surroundings(lower)
     for run in _RUN.finditer(text):
+        if _DATE.fullmatch(run[0]):
+            continue
         groups = [match.span() for match in _GROUP.finditer(text, run.start(), run.end())]
         digits = sum(end - start for start, end in groups)
         most_groups = len(groups) if digits <= _MOST_DIGITS else _MOST_GROUPS
         for first in range(len(groups)):
-            spans += _from(text, lower, groups[first : first + most_groups])
+            spans += _from(text, around, groups[first : first + most_groups])
     return spans
 
 
-def _from(text: str, lower: str, groups: list[tuple[int, int]]) -> Iterator[Span]:
+def _from(text: str, around: Surroundings, groups: list[tuple[int, int]]) -> Iterator[Span]:
     """Everything that begins with the first group: of each kind the longest."""
     digits = ""
     sizes: list[int] = []
@@ -74,7 +126,7 @@ def _from(text: str, lower: str, groups: list[tuple[int, int]]) -> Iterator[Span
         digits += text[start:end]
         sizes.append(end - start)
         if len(digits) >= 7:
-            kind = _kind(text, lower, begin, end, digits, tuple(sizes))
+            kind = _kind(text, around, begin, end, digits, tuple(sizes))
             if kind is not None:
                 found[kind] = (_with_opening(text, begin, kind), end, kind)
     yield from found.values()
@@ -87,26 +139,26 @@ def _with_opening(text: str, begin: int, kind: Kind) -> int:
     return begin
 
 
-def _kind(text: str, lower: str, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> Kind | None:
+def _kind(text: str, around: Surroundings, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> Kind | None:
     count = len(digits)
-    if count >= 13 and check_digits.luhn(digits) and _card(text, lower, start, end, digits):
+    if count >= 13 and check_digits.luhn(digits) and _card(text, around, start, end, digits):
         return "CARD"
     before, after = text[start - 1 : start], text[end : end + 1]
     if (before.isascii() and before.isalpha()) or (after.isascii() and after.isalpha()):
         return None  # a part of a name, a hash, a version
-    if count <= 15 and _phone(text, lower, start, end, digits, sizes):
+    if count <= 15 and _phone(text, around, start, end, digits, sizes):
         return "PHONE"
     if count == 9 and sizes == (3, 2, 4) and digits[:3] not in ("000", "666") and digits[0] != "9":
         return "SOCIAL_SECURITY"
     if 7 <= count <= 17:
-        return _by_context(lower, start, end, digits, sizes)
+        return _by_context(around, start, end, digits, sizes)
     return None
 
 
-def _card(text: str, lower: str, start: int, end: int, digits: str) -> bool:
+def _card(text: str, around: Surroundings, start: int, end: int, digits: str) -> bool:
     if check_digits.issued(digits) and len(digits) <= 16:
         return not _inside_token(text, start, end)
-    return len(set(digits)) > 1 and context(lower, start, end) == "card"
+    return len(set(digits)) > 1 and around.name(start, end) == "card"
 
 
 def _inside_token(text: str, start: int, end: int) -> bool:
@@ -118,44 +170,33 @@ def _inside_token(text: str, start: int, end: int) -> bool:
     return around >= 12
 
 
-def context(lower: str, start: int, end: int) -> str | None:
-    """What the words around a number call it: the nearest before it, else the first after it."""
-    nearest = None
-    for match in _CONTEXT.finditer(lower, max(0, start - _WINDOW), start):
-        nearest = match.lastgroup
-    if nearest is None:
-        match_after = _CONTEXT.search(lower, end, end + _AFTER)
-        nearest = match_after.lastgroup if match_after else None
-    return nearest
-
-
-def _phone(text: str, lower: str, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> bool:
+def _phone(text: str, around: Surroundings, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> bool:
     if _BEFORE_PLUS.search(text, max(0, start - 4), start):
         return len(digits) >= 8 and digits[0] != "0"
-    if re.search(r"[0-9A-Za-z][\-._/]$|[#$¥€£]$", text[max(0, start - 2) : start]) and not lower[: start - 1].endswith(
-        ("tel", "fax", "phone", "mobile")
-    ):
+    if re.search(r"[0-9A-Za-z][\-._/]$|[#$¥€£]$", text[max(0, start - 2) : start]) and not around.lower[
+        max(0, start - 9) : start - 1
+    ].endswith(("tel", "fax", "phone", "mobile")):
         return False
     if re.match(r"[\-._/][0-9A-Za-z]", text[end : end + 2]):
         return False
     grouped = len(sizes) > 1
     if _JAPANESE.fullmatch(digits) and sizes in _JAPANESE_GROUPS and "/" not in text[start:end]:
-        return grouped or context(lower, start, end) not in ("other", "bank", "my_number", "licence")
+        return grouped or around.name(start, end) not in ("other", "bank", "my_number", "licence")
     if digits[0] == "0" and sizes in ((3, 4, 4), (5, 6), (4, 3, 4), (5, 3, 3)):
         return True  # British
     if digits.startswith("0081") and len(digits) >= 13:
         return True
     if _AMERICAN.fullmatch(digits) and sizes in ((3, 3, 4), (1, 3, 3, 4)) and "/" not in text[start:end]:
         return "_" not in text[start:end]
-    return len(digits) <= 12 and context(lower, start, end) == "phone" and _not_a_date(digits, sizes)
+    return len(digits) <= 12 and around.name(start, end) == "phone" and _not_a_date(digits, sizes)
 
 
 def _not_a_date(digits: str, sizes: tuple[int, ...]) -> bool:
     return not (len(digits) == 8 and digits[:2] in ("19", "20") and sizes in ((8,), (4, 2, 2)))
 
 
-def _by_context(lower: str, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> Kind | None:
-    count, what = len(digits), context(lower, start, end)
+def _by_context(around: Surroundings, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> Kind | None:
+    count, what = len(digits), around.name(start, end)
     if what == "my_number" and count == 12 and check_digits.my_number(digits):
         return "MY_NUMBER"
     if what == "licence" and count == 12:
@@ -173,7 +214,7 @@ _LETTERED = re.compile(
     r"(?<![0-9A-Za-z])(?:[A-Z]{2}[0-9]{7}|[A-Z][0-9]{8}|[A-Z]{1,3}[0-9][0-9A-Z\-]{4,14})(?![0-9A-Za-z])"
 )
 _LETTERED_PASSPORT = re.compile(r"[A-Z]{1,2}[0-9]{6,8}")
-_IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,4})?(?![0-9A-Za-z])")
+_IBAN = re.compile(r"[A-Z](?<![0-9A-Za-z].)[A-Z][0-9]{2}(?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,4})?(?![0-9A-Za-z])")
 _SHORT_ACCOUNT = re.compile(
     r"(?:口座番号|口座|普通預金|(?:普通|当座)(?=[ :(]|口座|預金)|ゆうちょ[^0-9\n]{0,6}|記号)"
     r"[ :はが(番号)]{0,6}[0-9]{4,8}(?:[ -][0-9]{1,8})?(?![0-9])"
@@ -186,8 +227,9 @@ def lettered(text: str, lower: str) -> list[Span]:
     """Numbers with letters or with a bank's name: passports, licences, IBAN, Japanese accounts."""
     spans: list[Span] = []
     if "旅券" in lower or "パスポート" in lower or "passport" in lower or "licen" in lower or "免許" in lower:
+        around = Surroundings(lower)
         for match in _LETTERED.finditer(text):
-            what = context(lower, *match.span())
+            what = around.name(*match.span())
             if what == "passport" and _LETTERED_PASSPORT.fullmatch(match[0]):
                 spans.append((match.start(), match.end(), "PASSPORT"))
             elif what == "licence":

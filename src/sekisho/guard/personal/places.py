@@ -4,7 +4,7 @@ import re
 
 from sekisho.guard.personal.found import Span
 
-_AT = re.compile(r"(?<=[A-Za-z0-9._%+'\-])@(?=[A-Za-z0-9\-])")
+_AT = re.compile(r"@(?<=[A-Za-z0-9._%+'\-]@)(?=[A-Za-z0-9\-])")
 _LOCAL_REVERSED = re.compile(r"[A-Za-z0-9_%+\-](?:[A-Za-z0-9._%+'\-]{0,63})")
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62})\.){1,8}([A-Za-z]{2,24})(?![A-Za-z0-9])")
 _FILE_ENDINGS = frozenset(
@@ -58,7 +58,8 @@ _DASH = r"[\-ー－の]"
 _COUNT = r"(?:[0-9]{1,5}|[一二三四五六七八九十百〇]{1,5})"
 _HOUSE = (
     rf"(?:{_COUNT} ?(?:丁目|番地の?|番町?|号|番)"
-    rf"(?: ?(?:{_COUNT}(?: ?(?:番地の?|番|号室?|号)|(?:{_DASH}[0-9]{{1,5}}){{0,3}}(?:号室?)?)|{_DASH}[0-9]{{1,5}})){{0,4}}"
+    rf"(?: ?(?:{_COUNT}(?: ?(?:番地の?|番|号室?|号)"
+    rf"|(?:{_DASH}[0-9]{{1,5}}){{0,3}}(?:号室?)?)|{_DASH}[0-9]{{1,5}})){{0,4}}"
     rf"|[0-9]{{1,5}}(?:{_DASH}[0-9]{{1,5}}){{1,4}}(?:号室?)?)"
 )
 _BUILDING = (
@@ -69,8 +70,9 @@ _BUILDING = (
 _TOWN = r"(?:[^\s0-9、。,:;(「」!?]{1,10}?[市区郡町村]){1,3}"
 _QUARTER = r"(?:大字)?[^\s0-9、。,:;(「」!?はをがにで]{0,14}?"
 _JAPANESE = re.compile(rf"(?:{_PREFECTURES}) ?{_TOWN} ?{_QUARTER} ?{_HOUSE}{_BUILDING}")
-_PREFECTURE = re.compile(rf"(?:{_PREFECTURES})")
-_PART_NAMES = re.compile("丁目|番地|号室|[0-9]番[0-9]|(?<=[^\\x00-\\x7f])[0-9]{1,5}-[0-9]{1,5}(?:-[0-9]{1,5})?")
+_PREFECTURE_END = re.compile("[都道府県]")
+_PREFECTURE_NAMES = frozenset(_PREFECTURES.split("|"))
+_PART_NAMES = re.compile("丁目|番地|号室|[0-9](?:番[0-9]|(?<=[^\\x00-\\x7f].)[0-9]{0,4}-[0-9]{1,5}(?:-[0-9]{1,5})?)")
 _WITHOUT_PREFECTURE = re.compile(
     rf"(?:[一-鿿ヶケ々ぁ-んァ-ヴ]{{1,6}}?[市区郡]|[一-鿿ヶケ々]{{1,5}}[町村])[^\s0-9、。,:;(「」!?はをがで]{{0,16}}?{_HOUSE}{_BUILDING}"
 )
@@ -82,7 +84,8 @@ _ADDRESS_WORD = re.compile(
 
 _POSTAL_MARK = re.compile(r"〒 ?[0-9]{3}[\-ー ]?[0-9]{4}(?![0-9])")
 _POSTAL_WORD = re.compile(
-    r"(?:郵便番号|postal code|post code|postcode|zip code|zip)[ :はがis#]{0,5}"
+    r"(?:郵便番号|postal code|post code|postcode|zip code|zip)"
+    r"[ :はがis#]{0,5}"
     r"([0-9]{3}[\-ー ]?[0-9]{4}|[0-9]{5}(?:-[0-9]{4})?"
     r"|[A-Za-z]{1,2}[0-9][0-9A-Za-z]? ?[0-9][A-Za-z]{2})(?![0-9A-Za-z])"
 )
@@ -93,7 +96,7 @@ _WAY = (
     "|Square|Sq|Circle|Cir|Trail|Close|Crescent|Row|Broadway"
 )
 _AMERICAN = re.compile(
-    r"(?<![0-9A-Za-z.,])[0-9]{1,6}(?:-[0-9]{1,4})?[A-Z]? (?:[NSEW]{1,2}\.? |North |South |East |West )?"
+    r"[0-9](?<![0-9A-Za-z.,].)[0-9]{0,5}(?:-[0-9]{1,4})?[A-Z]? (?:[NSEW]{1,2}\.? |North |South |East |West )?"
     rf"(?:(?:[A-Z][A-Za-z'\-]{{1,20}}|[0-9]{{1,3}}(?:st|nd|rd|th))\.? ){{1,4}}?"
     rf"(?:{_WAY})(?![A-Za-z])\.?(?: (?:NW|NE|SW|SE|[NSEW])(?![A-Za-z]))?"
     r"(?:,? (?:Apt|Apartment|Suite|Ste|Unit|Floor|Fl|#)\.? ?#?[0-9A-Za-z\-]{1,6})?"
@@ -114,10 +117,12 @@ def addresses(text: str, lower: str) -> list[Span]:
         return spans
     if "〒" in text:
         spans += [(match.start(), match.end(), "POSTAL_CODE") for match in _POSTAL_MARK.finditer(text)]
-    if "住所" in text or "所在地" in text or "先" in text or "居所" in text:
+    if "住所" in text or "所在地" in text or "届け先" in text or "送付先" in text or "居所" in text:
         spans += [(match.start(1), match.end(1), "ADDRESS") for match in _ADDRESS_WORD.finditer(text)]
-    for match in _PREFECTURE.finditer(text):
-        address = _JAPANESE.match(text, match.start())
+    for match in _PREFECTURE_END.finditer(text):
+        end = match.end()
+        length = next((size for size in (3, 4) if text[end - size : end] in _PREFECTURE_NAMES), 0) if end > 2 else 0
+        address = _JAPANESE.match(text, end - length) if length else None
         if address is not None:
             spans.append((address.start(), address.end(), "ADDRESS"))
     if "-" in text:

@@ -14,7 +14,7 @@ from sekisho.guard.personal.views import View, views
 
 PLACEHOLDER = re.compile(r"\[[A-Z]+(?:_[A-Z]+)*_[0-9]+\]")
 _PASSES = 4
-_LOWER = {code: code + 32 for code in range(65, 91)}
+_REACH = 48  # characters; further away nothing depends on a placeholder
 
 
 class Redacted(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ def _find(text: str) -> list[Span]:
         return spans
     for _ in range(_PASSES):
         shown, index = _with_placeholders(text, spans)
-        more = _merged(_search(shown), shown)
+        more = _merged(_search_beside_placeholders(shown), shown)
         if not more:
             return spans
         spans = _merged([*spans, *((index[start], index[end], kind) for start, end, kind in more)], text)
@@ -98,9 +98,32 @@ def _search(text: str) -> list[Span]:
     return spans
 
 
+def _search_beside_placeholders(text: str) -> list[Span]:
+    """Searches what can have changed. A find that touches the edge of such a window was whole before, or is none."""
+    spans: list[Span] = []
+    for first, last in _windows(text):
+        spans += (
+            (first + start, first + end, kind)
+            for start, end, kind in _search(text[first:last])
+            if (start > 1 or not first) and (end < last - first - 1 or last == len(text))
+        )
+    return spans
+
+
+def _windows(text: str) -> list[tuple[int, int]]:
+    windows: list[tuple[int, int]] = []
+    for start, end in _placeholders(text):
+        first, last = max(0, start - _REACH), min(len(text), end + _REACH)
+        if windows and first <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], last)
+        else:
+            windows.append((first, last))
+    return windows
+
+
 def _in_view(view: View) -> Iterable[Span]:
     text = view.text
-    lower = text.lower() if text.isascii() else text.translate(_LOWER)
+    lower = (text if text.isascii() else text.replace("İ", "I")).lower()  # of the same length
     spans = credentials(text, lower)
     if "@" in text:
         spans += emails(text)
