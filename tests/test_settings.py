@@ -308,3 +308,30 @@ def test_broken_text_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         write_text(path, "verson: 1\n")
     assert path.read_text() == "version: 1\n"
+
+
+GUARD_FAULTS = [
+    ("guard:\n  mode: strict\n", "guard.mode", "off, basic, production, emergency"),
+    ("guard:\n  languages: [fr]\n", "guard.languages[0]", "cannot be judged here"),
+    ("guard:\n  hold_back_chars: 2\n", "guard.hold_back_chars", "at least 16"),
+    ("guard:\n  model: {model: judge, format: qwen3guard}\n", "guard.model.model", "there is no model 'judge'"),
+    ("guard:\n  model: {model: sekisho-mini, format: qwen3guard, deadline_s: 9}\n", "guard.model.deadline_s", "below"),
+    ("guard:\n  model: {model: sekisho-mini, format: best}\n", "guard.model.format", "one of"),
+    ("guard:\n  model: {model: sekisho-mini, format: generic, max_chars: 3}\n", "guard.model", "64 or more"),
+    ("guard:\n  escalation:\n    behaviour: {medcal: hold}\n", "guard.escalation.behaviour.medcal", "no such category"),
+    ("guard:\n  escalation:\n    approvers:\n      a: {channels: [sales]}\n", "guard.escalation.approvers.a", ""),
+    ("audit:\n  segment_mb: 0\n", "audit.segment_mb", "above 0"),
+    ("audit:\n  anchor: {records: 0}\n", "audit.anchor.records", "at least 1"),
+    ("audit:\n  anchor: {evry: 5}\n", "audit.anchor.evry", "unknown setting"),
+]
+
+
+@pytest.mark.parametrize(("text", "place", "words"), GUARD_FAULTS)
+def test_faults_of_guard_and_book_are_told_with_their_place(text: str, place: str, words: str) -> None:
+    """The blocks of the guard and of the book are as strict as the others, to their innermost line."""
+    with pytest.raises(SettingsError) as caught:
+        load_text(text)
+    problem = caught.value.problems[0]
+    assert problem.path.startswith(place)
+    assert words in f"{problem.message} {problem.hint}"
+    assert problem.line is not None

@@ -4,6 +4,9 @@ from typing import Literal
 
 import msgspec
 
+from sekisho.guard.desk_config import EscalationConfig
+from sekisho.guard.guard_model import GuardModelConfig
+
 Mode = Literal["off", "basic", "production", "emergency"]
 
 
@@ -14,7 +17,7 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `languages`: what rules and classifier may decide alone; any other language escalates.
     `emergency_allow`: key names that still pass in `emergency`.
     `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that.
-    `deadline_s`: a guard that takes longer refuses.
+    `deadline_s`: a guard that takes longer refuses. `model`: a guard model beside rules and classifier.
     """
 
     mode: Mode = "basic"
@@ -24,3 +27,5 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: bool = True
     hold_back_chars: int = 256
     deadline_s: float = 5.0
+    model: GuardModelConfig | None = None
+    escalation: EscalationConfig = EscalationConfig()

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sekisho.engines.config import ModelConfig
+from sekisho.guard import desk_config
 from sekisho.settings.document import Document, Path
 from sekisho.settings.model import Settings
 from sekisho.settings.shape import SECRET_ADVICE, SECRET_NAME, closest
@@ -22,6 +23,8 @@ def check(document: Document, settings: Settings) -> None:
     """Notes every problem of meaning in the document. Does not look at disk or network: that is `sekisho doctor`."""
     _check_gateway(document, settings)
     _check_store(document, settings)
+    _check_guard(document, settings)
+    _check_audit(document, settings)
     if not settings.models:
         document.problem(("models",), "no model", "remove the line to get the built-in `sekisho-mini`")
     for index, model in enumerate(settings.models):
@@ -68,6 +71,34 @@ def _check_store(document: Document, settings: Settings) -> None:
         document.problem(path, "not a database address", "sqlite:///file or postgresql://user@host/name")
     elif parts.password:
         document.problem(path, "holds a password", "give the whole address in the environment as DATABASE_URL instead")
+
+
+def _check_guard(document: Document, settings: Settings) -> None:
+    guard, here = settings.guard, ("guard",)
+    _in_range(document, (*here, "hold_back_chars"), guard.hold_back_chars, low=16, high=100_000)
+    _in_range(document, (*here, "deadline_s"), guard.deadline_s, low=0, above=True)
+    for index, language in enumerate(guard.languages):
+        if language not in ("ja", "en"):
+            document.problem((*here, "languages", index), f"{language!r} cannot be judged here", "ja and en can")
+    if guard.model is not None:
+        if settings.model(guard.model.model) is None:
+            names = [model.name for model in settings.models]
+            path: Path = (*here, "model", "model")
+            document.problem(path, f"there is no model {guard.model.model!r}", closest(guard.model.model, names))
+        if guard.model.deadline_s >= guard.deadline_s:
+            document.problem((*here, "model", "deadline_s"), "must be below `guard.deadline_s`")
+    for fault in desk_config.faults(guard.escalation):
+        document.problem((*here, "escalation", *fault.path), fault.message)
+
+
+def _check_audit(document: Document, settings: Settings) -> None:
+    audit, here = settings.audit, ("audit",)
+    _in_range(document, (*here, "segment_mb"), audit.segment_mb, low=0, above=True)
+    _in_range(document, (*here, "group_records"), audit.group_records, low=1)
+    _in_range(document, (*here, "group_wait_ms"), audit.group_wait_ms, low=0, high=1_000)
+    _in_range(document, (*here, "retention_days"), audit.retention_days, low=0)
+    _in_range(document, (*here, "anchor", "records"), audit.anchor.records, low=1)
+    _in_range(document, (*here, "anchor", "seconds"), audit.anchor.seconds, low=0, above=True)
 
 
 def _check_model(document: Document, model: ModelConfig, here: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sekisho.engines.profiles import PROFILES
+from sekisho.guard import desk_config
 from sekisho.ops.home import Home
 from sekisho.settings.checks import check
 from sekisho.settings.document import Document, SettingsError, SettingsProblem, read_document
@@ -126,7 +127,11 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         )
         for model in settings.models
     )
-    return msgspec.structs.replace(settings, models=models)
+    escalation = desk_config.anchored(settings.guard.escalation, absolute)
+    guard = msgspec.structs.replace(settings.guard, escalation=escalation)
+    anchor = msgspec.structs.replace(settings.audit.anchor, folder=absolute(settings.audit.anchor.folder))
+    audit = msgspec.structs.replace(settings.audit, anchor=anchor)
+    return msgspec.structs.replace(settings, models=models, guard=guard, audit=audit)
 
 
 def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:

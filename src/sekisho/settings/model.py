@@ -2,8 +2,10 @@
 
 import msgspec
 
+from sekisho.audit.config import AuditConfig
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
+from sekisho.guard.config import GuardConfig
 from sekisho.store.config import StoreConfig
 
 VERSION = 1
@@ -18,6 +20,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int = VERSION
     gateway: GatewayConfig = GatewayConfig()
     store: StoreConfig = StoreConfig()
+    guard: GuardConfig = GuardConfig()
+    audit: AuditConfig = AuditConfig()
     models: tuple[ModelConfig, ...] = (BUILTIN_MODEL,)
     default_model: str | None = None
     aliases: dict[str, str] = {}

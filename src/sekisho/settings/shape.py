@@ -26,6 +26,10 @@ def fit(document: Document, value: Any, kind: Any, path: Path = ()) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _struct(document, value, kind, path)
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType) and value is not None:
+        blocks = [one for one in arguments if isinstance(one, type) and issubclass(one, msgspec.Struct)]
+        if blocks:
+            return _struct(document, value, blocks[0], path)
     if origin is tuple:
         return _sequence(document, value, arguments[0], path)
     if origin is dict:
@@ -58,7 +62,13 @@ def _struct(document: Document, value: Any, kind: type[msgspec.Struct], path: Pa
             document.problem(path, f"`{name}` is missing")
             broken = True
     broken = broken or any(item is msgspec.UNSET for item in result.values())
-    return msgspec.UNSET if broken else kind(**result)
+    if broken:
+        return msgspec.UNSET
+    try:
+        return kind(**result)
+    except ValueError as error:  # what a struct checks of itself
+        document.problem(path, str(error))
+        return msgspec.UNSET
 
 
 def _unknown(document: Document, key: str, valid: list[str], path: Path) -> None:
