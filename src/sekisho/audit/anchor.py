@@ -5,13 +5,13 @@ running hash `head`; a book that has fewer, or another hash there, was cut or ro
 """
 
 import logging
-import os
 import threading
 from pathlib import Path
 
 import msgspec
 
 from sekisho.audit.config import AnchorConfig
+from sekisho.audit.files import Files, append_line
 from sekisho.audit.keys import WriterKeys, sign, signed_by
 from sekisho.audit.writer import Place, timestamp
 from sekisho.core.clock import Clock
@@ -80,7 +80,8 @@ class Anchorer:
     """Writes anchors from a thread of its own: a slow place for them holds no record up, and one that fails is only
     logged and tried again. `failing` says so to whoever watches."""
 
-    def __init__(self, folder: Path, keys: WriterKeys, config: AnchorConfig, clock: Clock) -> None:
+    def __init__(self, folder: Path, keys: WriterKeys, config: AnchorConfig, clock: Clock, files: Files) -> None:
+        self._files = files
         self._folder = anchor_folder(folder, config)
         self._path = self._folder / f"{keys.book}.anchors.jsonl"
         self._book = keys.book
@@ -118,7 +119,8 @@ class Anchorer:
             anchor = Anchor(self._book, place.segment, place.sequence, place.head, timestamp(self._clock.now()))
             anchor = anchor.signed(self._signing)
             try:
-                self._append(msgspec.json.encode(anchor) + b"\n")
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                append_line(self._files, self._path, msgspec.json.encode(anchor) + b"\n")
             except OSError as error:
                 self.failing = True
                 log.error("book: no anchor at record %d: %s", place.sequence, error)
@@ -146,20 +148,6 @@ class Anchorer:
                 if self._closing:
                     return
             self.anchor_now()
-
-    def _append(self, line: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            end = os.lseek(descriptor, 0, os.SEEK_END)
-            if end:  # a torn last line must not swallow this one
-                os.lseek(descriptor, end - 1, os.SEEK_SET)
-                line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
-            if os.write(descriptor, line) != len(line):
-                raise OSError("part of the anchor was written")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _parse(line: bytes) -> Anchor | None:

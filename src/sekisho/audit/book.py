@@ -15,12 +15,16 @@ from typing import Literal
 
 import msgspec
 
-from sekisho.audit.anchor import Anchorer
+from sekisho.audit import retention
+from sekisho.audit.anchor import Anchor, Anchorer
 from sekisho.audit.config import AuditConfig
 from sekisho.audit.files import Files, FolderLock
-from sekisho.audit.keys import WriterKeys, text_hash
-from sekisho.audit.records import OutcomeRecord, Receipt, Record, VerdictRecord
+from sekisho.audit.keys import WriterKeys, public_key, text_hash
+from sekisho.audit.records import AdminRecord, OutcomeRecord, Receipt, Record, VerdictRecord
+from sekisho.audit.retention import RETENTION_ACTION, Deletion
 from sekisho.audit.segment import MAX_RECORD_BYTES, segments
+from sekisho.audit.upkeep import Upkeep
+from sekisho.audit.vault import Vault
 from sekisho.audit.writer import Place, SegmentWriter, lock_folder, timestamp
 from sekisho.core.clock import Clock, SystemClock
 from sekisho.core.errors import BookUnavailable
@@ -29,6 +33,7 @@ log = logging.getLogger("sekisho.audit")
 
 LAZY_SYNC_S = 0.2  # how long records that nobody waits for may stay with the kernel alone
 GROUP_BYTES = 4 << 20
+CLOCK_DRIFT_S = 3600.0  # how far the wall clock may leave the monotonic one before it is doubted
 
 Wish = Literal["durable", "handed over"]
 
@@ -48,19 +53,28 @@ class _Waiting:
 class Book:
     """Made by `Book.open`, ended by `close`. `append` may be called from any event loop."""
 
-    def __init__(self, writer: SegmentWriter, lock: FolderLock, anchorer: Anchorer, config: AuditConfig, clock: Clock):
-        self._writer = writer
+    def __init__(
+        self, folder: Path, secrets: Path, config: AuditConfig, clock: Clock, files: Files, lock: FolderLock
+    ) -> None:
+        keys = WriterKeys.load_or_create(secrets, files, may_create=not segments(folder))
+        self.vault = Vault.open(folder, secrets, files) if config.vault else None
+        self._anchorer = Anchorer(folder, keys, config.anchor, clock, files)
+        self._writer = SegmentWriter(folder, keys, config, clock, files)
+        retain = self._retain_by_clock if config.retention_days > 0 else None
+        self._upkeep = Upkeep(folder, files, config.compress, retain)
         self._lock = lock
-        self._anchorer = anchorer
         self._config = config
         self._clock = clock
+        self._files = files
+        self._clock_gap_s = clock.now() - clock.monotonic()
         self._encoder = msgspec.json.Encoder()
         self._queue: deque[_Waiting] = deque()
         self._awake = threading.Condition()
-        self._exclusive = threading.Lock()  # the writer belongs to whoever holds it
         self._closing = False
         self._dirty_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="sekisho-book", daemon=True)
+        self._finish_deletions()
+        self._writer.recover()
 
     @staticmethod
     def open(
@@ -77,16 +91,16 @@ class Book:
         config, clock, files = config or AuditConfig(), clock or SystemClock(), files or Files()
         lock = lock_folder(folder)
         try:
-            keys = WriterKeys.load_or_create(secrets, files, may_create=not segments(folder))
-            writer = SegmentWriter(folder, keys, config, clock, files)
-            writer.recover()
-            anchorer = Anchorer(folder, keys, config.anchor, clock)
+            book = Book(folder, secrets, config, clock, files, lock)
+        except OSError as error:
+            lock.release()
+            raise BookUnavailable(f"the book cannot be opened: {error.strerror or error}") from error
         except BaseException:
             lock.release()
             raise
-        book = Book(writer, lock, anchorer, config, clock)
-        anchorer.start(writer.durable)
+        book._anchorer.start(book._writer.durable)
         book._thread.start()
+        book._upkeep.start()
         return book
 
     @property
@@ -107,12 +121,71 @@ class Book:
         """Returns when the kernel has the record: kill -9 cannot lose it, a power failure within 0.2 s can."""
         return await self._enqueue(record, "handed over")
 
+    def anchor_now(self) -> Anchor | None:
+        """Anchors the last durable record; None when an anchor stands there or could not be written. Blocks."""
+        self._anchorer.tell(self._writer.durable)
+        return self._anchorer.anchor_now()
+
+    @property
+    def anchors_failing(self) -> bool:
+        """True while the place for anchors cannot be written."""
+        return self._anchorer.failing
+
+    async def retain(self, days: float | None = None, user_id: str = "") -> Deletion | None:
+        """Deletes whole segments that ended more than `days` ago (the configured number by default), in the open, and
+        what the vault took in before then. None when there were none. Raises BookUnavailable."""
+        days = self._config.retention_days if days is None else days
+        before_s = self._clock.now() - days * 86400
+        try:
+            deletion = await asyncio.to_thread(self._plan, before_s)
+            if deletion is not None:
+                announcement = AdminRecord(action=RETENTION_ACTION, user_id=user_id, detail=deletion.detail())
+                announced = (await self.append(announcement)).sequence
+                signed = msgspec.structs.replace(deletion, announced=announced).signed(self._writer.keys.signing)
+                deletion = signed
+                await asyncio.to_thread(self._delete, signed)
+            if self.vault is not None:
+                await asyncio.to_thread(self.vault.forget_before, timestamp(before_s))
+        except OSError as error:
+            raise BookUnavailable(f"old segments cannot be deleted: {error.strerror or error}") from error
+        return deletion
+
+    async def _retain_by_clock(self) -> None:
+        """Only while the wall clock can be believed: a jump must not delete the book, so neither does a plan that
+        would leave nothing but the open segment."""
+        drift_s = self._clock.now() - self._clock.monotonic() - self._clock_gap_s
+        before_s = self._clock.now() - self._config.retention_days * 86400
+        plan = await asyncio.to_thread(self._plan, before_s)
+        if plan is None:
+            return
+        last = max(segments(self.folder))
+        if abs(drift_s) > CLOCK_DRIFT_S or plan.last_segment >= last - 1:
+            log.warning("book: segments 0 to %d look old, but the clock may be wrong: not deleted", plan.last_segment)
+            return
+        await self.retain()
+
+    def _plan(self, before_s: float) -> Deletion | None:
+        with self._upkeep.files_lock:
+            return retention.plan(self.folder, self._writer.keys.book, before_s, timestamp(self._clock.now()))
+
+    def _delete(self, deletion: Deletion) -> None:
+        with self._upkeep.files_lock:
+            retention.record(self._files, self.folder, deletion)
+            retention.remove(self._files, self.folder, deletion)
+
+    def _finish_deletions(self) -> None:
+        """Removes what a crash left of segments that the book has already said to be gone."""
+        public = public_key(self._writer.keys.signing) if (self.folder / retention.DELETIONS_FILE).exists() else b""
+        for deletion in retention.read_deletions(self.folder, self._writer.keys.book, public)[0]:
+            retention.remove(self._files, self.folder, deletion)
+
     def text_hash(self, text: str) -> str:
         """The keyed hash under which a text can be recognised but not guessed, as for thinking."""
         return text_hash(self._writer.keys.hashing, text)
 
     def close(self) -> None:
         """Writes what is queued, anchors it, and lets go of the folder. May be called twice. Blocks."""
+        self._upkeep.stop()
         with self._awake:
             already, self._closing = self._closing, True
             self._awake.notify()
@@ -155,17 +228,14 @@ class Book:
             group = self._next_group()
             if group is None:
                 return
-            with self._exclusive:
-                try:
-                    self._commit(group)
-                except BookUnavailable as error:
-                    log.error("%s: book: %s", error.id, error.message)
-                    _fail(group, error)
-                except BaseException as error:
-                    log.exception("book: the writer failed")
-                    _fail(group, BookUnavailable("The book failed."))
-                    if not isinstance(error, Exception):
-                        raise
+            try:
+                self._commit(group)
+            except BookUnavailable as error:
+                log.error("%s: book: %s", error.id, error.message)
+                _fail(group, error)
+            except Exception:
+                log.exception("book: the writer failed")
+                _fail(group, BookUnavailable("The book failed."))
 
     def _next_group(self) -> list[_Waiting] | None:
         """Waits for records; empty when only a lazy sync is due; None when the book is closed and the queue empty."""
@@ -192,6 +262,7 @@ class Book:
     def _commit(self, group: list[_Waiting]) -> None:
         """One write, one sync. A record that nobody waits for until it is durable shares the next sync."""
         writer = self._writer
+        before = writer.written.segment
         receipts: list[Receipt] = []
         if group:
             numbers = writer.write([waiting.payload for waiting in group])
@@ -208,6 +279,8 @@ class Book:
             self._dirty_since = None
             _resolve([(w, r) for w, r in zip(group, receipts, strict=True) if w.wish == "durable"])
             self._anchorer.tell(writer.durable)
+        if writer.written.segment != before:
+            self._upkeep.wake()
 
 
 def _resolve(pairs: list[tuple[_Waiting, Receipt]]) -> None:

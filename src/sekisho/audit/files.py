@@ -66,6 +66,22 @@ def write_atomically(files: Files, path: Path, body: bytes) -> None:
     files.sync_folder(path.parent)
 
 
+def append_line(files: Files, path: Path, line: bytes) -> None:
+    """Appends a line durably to a file that is opened for it alone. A torn last line does not swallow it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end:
+            os.lseek(descriptor, end - 1, os.SEEK_SET)
+            line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
+        write_all(files, descriptor, line)
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    if not end:
+        files.sync_folder(path.parent)
+
+
 class FolderLock:
     """One writer per folder. The kernel frees the lock however its holder ends; the lock file itself stays."""
 

@@ -127,8 +127,6 @@ class Reader:
         return next((entry for entry in self.entries(sequence - 1) if entry.sequence == sequence), None)
 
     def _of_segment(self, index: int, path: Path, after: int, last: int | None) -> Iterator[Entry]:
-        if not path.exists():  # packed since the folder was listed
-            path = path.with_name(path.name + ".gz")
         segment = SegmentReader(path, index, self._keys)
         seen = after
         for opened in segment.lines():

@@ -4,14 +4,13 @@ Order: an admin record in the book, the signed line in `deletions.jsonl`, then t
 files that are already said to be deleted; the next run removes them.
 """
 
-import os
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
-from sekisho.audit.files import Files, write_all
+from sekisho.audit.files import Files, append_line
 from sekisho.audit.keys import sign, signed_by
 from sekisho.audit.segment import Header, parse_header, read_lines, segments
 
@@ -79,19 +78,7 @@ def plan(folder: Path, book: str, before_s: float, time: str) -> Deletion | None
 
 def record(files: Files, folder: Path, deletion: Deletion) -> None:
     """Appends the signed line, durably. Raises OSError."""
-    path = folder / DELETIONS_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        torn = False
-        if end:
-            os.lseek(descriptor, end - 1, os.SEEK_SET)
-            torn = os.read(descriptor, 1) != b"\n"
-        write_all(files, descriptor, (b"\n" if torn else b"") + msgspec.json.encode(deletion) + b"\n")
-        files.sync(descriptor)
-    finally:
-        files.close(descriptor)
-    files.sync_folder(folder)
+    append_line(files, folder / DELETIONS_FILE, msgspec.json.encode(deletion) + b"\n")
 
 
 def remove(files: Files, folder: Path, deletion: Deletion) -> int:

@@ -145,6 +145,8 @@ def segments(folder: Path) -> dict[int, Path]:
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a plain or packed segment, newlines included; a last one without is torn. A line longer than any
     real one comes in pieces. Raises OSError; a damaged packed file ends where it is damaged, with OSError."""
+    if path.name.endswith(SUFFIX) and not path.exists():
+        path = path.with_name(path.name + ".gz")  # packed since the folder was listed
     if path.name.endswith(PACKED_SUFFIX):
         try:
             with gzip.open(path, "rb") as packed:

@@ -62,6 +62,7 @@ class _Verifier:
     def run(self) -> Report:
         found = segments(self._folder)
         readers = [reader for index, path in found.items() if (reader := self._open(index, path)) is not None]
+        readers = self._without_strays(readers)
         self._read_anchors()
         deletions = self._read_deletions()
         first_sequence = readers[0].header.first if readers and readers[0].header and readers[0].genuine else None
@@ -73,7 +74,7 @@ class _Verifier:
             expected = reader.index + 1
             following = readers[place + 1] if place + 1 < len(readers) else None
             self._check_segment(reader, following)
-        self._check_end(max(found, default=-1))
+        self._check_end(readers[-1].index if readers else -1)
         self._check_deletions(deletions)
         problems = sorted(self._problems, key=_order)[:MAX_PROBLEMS]
         return Report(
@@ -97,6 +98,14 @@ class _Verifier:
         except OSError as error:
             self._tell(Problem("unreadable", index, None, None, f"{path.name} cannot be read: {error}"))
         return None
+
+    def _without_strays(self, readers: list[SegmentReader]) -> list[SegmentReader]:
+        """Leaves out files behind a gap at the end whose headers are not genuine: their numbers prove nothing."""
+        kept = list(readers)
+        while len(kept) > 1 and not kept[-1].genuine and kept[-1].index > kept[-2].index + 1:
+            stray = kept.pop()
+            self._tell(Problem("inserted", stray.index, 1, None, "the file is no segment of this book"))
+        return kept
 
     def _check_start(self, first: int | None, readers: list[SegmentReader], deletions: list[Deletion]) -> None:
         """The first segment there is must be the first there ever was, or a signed deletion must lead up to it."""
@@ -203,7 +212,7 @@ class _Verifier:
 
     def _check_end(self, last_segment: int) -> None:
         """Anchors and the writer's own key state know of what came after the end."""
-        for (segment, count), stated in sorted(self._anchors.items()):
+        for (segment, count), stated in sorted(self._anchors.items(), reverse=True):
             anchor = stated[0]
             if segment > last_segment or count > self._sequence:
                 kind: Kind = "rolled_back" if segment > last_segment else "truncated"

@@ -114,7 +114,7 @@ class SegmentWriter:
         try:
             write_all(self._files, segment.descriptor, blob)
         except OSError as error:
-            self._leave(segment, error)
+            self._leave(segment, error, sync=True)
             raise BookUnavailable("The record cannot be written just now.", retry_after_s=RETRY_S) from error
         segment.size += len(blob)
         numbers = range(self.written.sequence + 1, sequence + 1)
@@ -135,7 +135,7 @@ class SegmentWriter:
             if self._config.fsync:
                 self._files.sync(segment.descriptor)
         except OSError as error:
-            self._leave(segment, error, synced=False)
+            self._leave(segment, error, sync=False)
             raise BookUnavailable("The record cannot be made durable just now.", retry_after_s=RETRY_S) from error
         self._mark_durable()
 
@@ -218,7 +218,7 @@ class SegmentWriter:
             self._files.sync_folder(self.folder)
             self.keys.erase_up_to(index)
         except OSError as error:
-            self._leave(self._open, error)
+            self._leave(self._open, error, sync=False)
             self._retry_at = self._clock.monotonic() + RETRY_S
             raise BookUnavailable("The book cannot be written just now.", retry_after_s=RETRY_S) from error
         self._carry_over()
@@ -235,8 +235,8 @@ class SegmentWriter:
                 self._unsynced = carried
             raise
 
-    def _leave(self, segment: _Open, error: OSError, synced: bool | None = None) -> None:
-        """Never writes to this segment again. `synced` False: the disk has just refused to say what it holds."""
+    def _leave(self, segment: _Open, error: OSError, sync: bool) -> None:
+        """Never writes to this segment again. `sync`: what it holds may still be made durable."""
         log.error("book: segment %s is left after record %d: %s", segment.path.name, self.durable.sequence, error)
         self._open = None
         self._previous = "failed"
@@ -244,7 +244,7 @@ class SegmentWriter:
             self._files.truncate(segment.descriptor, segment.size)
         except OSError as cut:
             log.error("book: the torn tail of %s stays: %s", segment.path.name, cut)
-        if synced is None and self._unsynced:
+        if sync and self._unsynced:
             try:
                 self._files.sync(segment.descriptor)
                 self._mark_durable()
