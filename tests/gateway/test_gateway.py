@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from gateway_harness import FAKE, Launch, LiveGateway, chat
 
 from sekisho import serve
+from sekisho.core.errors import EngineUnavailable
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import Price
 from sekisho.ops.home import Home
@@ -242,6 +244,78 @@ def test_a_client_that_leaves_frees_the_slot_of_its_embedding(
         live.client(timeout=0.5).post(path, json=body)
     assert eventually(lambda: entry.queue.running == 0)
     assert live.usage(1)[0].status == "cancelled"
+
+
+COUNT = {"model": "fake", "messages": [{"role": "user", "content": "one two"}]}
+
+
+def test_a_count_that_is_a_run_of_the_engine_waits_and_is_limited_as_one(launch: Launch) -> None:
+    """It takes its turn in the queue, stands in the key's window, and leaves no usage; other counts pass by both."""
+    live = launch(ModelConfig(name="fake", engine="fake", slots=1), queue_timeout_s=0.2)
+    _, key = live.create_key(KeySpec(name="few", rpm=1))
+    client = live.client(key)
+    entry = live.gateway.roster.entries["fake"]
+    with live.client().stream("POST", "/v1/chat/completions", json=chat("stall:1 a b", stream=True)) as stream:
+        lines = stream.iter_lines()  # kept: the stream ends with its iterator
+        next(lines)
+        assert client.post("/v1/messages/count_tokens", json=COUNT).json() == {"input_tokens": 2}
+        entry.engine.count_takes_slot = True  # type: ignore[misc]
+        assert client.post("/v1/messages/count_tokens", json=COUNT).status_code == 503
+        assert client.post("/v1/messages/count_tokens", json=COUNT).status_code == 429
+    assert eventually(lambda: entry.queue.running == 0)
+    assert live.client().post("/v1/messages/count_tokens", json=COUNT).json() == {"input_tokens": 2}
+    assert entry.queue.running == 0
+    assert len(live.usage(1)) == 1
+
+
+QUESTIONS = [
+    ("embed", "/v1/embeddings", {"model": "fake", "input": "x"}),
+    ("count_tokens", "/v1/messages/count_tokens", COUNT),
+]
+
+
+@pytest.mark.parametrize(("question", "path", "body"), QUESTIONS)
+def test_embeddings_and_counts_wait_for_an_engine_that_restarts(
+    live: LiveGateway, monkeypatch: pytest.MonkeyPatch, question: str, path: str, body: dict[str, Any]
+) -> None:
+    """As a turn does, where the engine is a process of ours; an engine elsewhere is told as down at once."""
+    entry = live.gateway.roster.entries["fake"]
+    answer, asked = getattr(entry.engine, question), []
+
+    async def restarting(request: Any) -> Any:
+        asked.append(request)
+        if len(asked) % 2:
+            raise EngineUnavailable("it restarts")
+        return await answer(request)
+
+    monkeypatch.setattr(entry.engine, question, restarting)
+    assert live.client().post(path, json=body).status_code == 503
+    asked.clear()
+    entry.config = msgspec.structs.replace(entry.config, engine="llama_cpp", path="builtin")
+    assert live.client().post(path, json=body).status_code == 200
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("question", "path", "body"), QUESTIONS)
+def test_an_embedding_or_a_count_that_outlasts_the_drain_is_told(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, question: str, path: str, body: dict[str, Any]
+) -> None:
+    """After the drain time it ends with a 503 that says so, as a turn does."""
+    live = launch(FAKE, drain_timeout_s=0.2)
+    reached = threading.Event()
+
+    async def stall(request: object) -> Any:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(live.gateway.roster.entries["fake"].engine, question, stall)
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(live.client(timeout=10).post, path, json=body)
+        assert reached.wait(10)
+        live.in_loop(live.gateway.begin_drain)
+        answer = late.result()
+    assert answer.status_code == 503
+    assert "shutting down" in answer.text
 
 
 FAILURES = [

@@ -45,6 +45,11 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def count_takes_slot(self) -> bool:
+        """Whether `count_tokens` may run the prompt through the model, as a turn does."""
+        ...
+
     def generate(self, turn: Turn) -> EventStream:
         """Runs a turn. Closing the stream (`aclose`) or cancelling the task frees the engine's slot at once.
 

@@ -219,6 +219,7 @@ class FakeEngine:
         self.active = 0
         self.cancelled = 0
         self.turns: list[Turn] = []
+        self.count_takes_slot = False
         self._slots = config.slots
         self._context = int(config.options.get("context_words", CONTEXT_WORDS))
 

@@ -32,6 +32,11 @@ class LlamaCppEngine(OpenAiHttpEngine):
         self._always_stream = True
         self._log_path = log_path
 
+    @property
+    def count_takes_slot(self) -> bool:
+        """llama.cpp counts beside its slots."""
+        return False
+
     def generate(self, turn: Turn) -> EventStream:
         return super().generate(turn) if len(turn.prompts) < 2 and turn.sampling.n == 1 else self._one_by_one(turn)
 

@@ -277,6 +277,11 @@ class OpenAiHttpEngine:
             return Health("down", error.message)
         return Health("ready")
 
+    @property
+    def count_takes_slot(self) -> bool:
+        """Until it is known how this engine counts, it may turn out to be by a run."""
+        return self._counter is None or self._counter == self._count_by_run
+
     async def count_tokens(self, turn: Turn) -> int:
         asked = self._placed(turn)
         try:

@@ -1,5 +1,7 @@
 """The handlers that generate: chat, completions, messages, Ollama's chat and generate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Protocol
 
@@ -11,7 +13,9 @@ from sekisho.core.turn import Turn
 from sekisho.gateway.answer import Answer
 from sekisho.gateway.app import Call, Gateway
 from sekisho.gateway.exchange import estimate_tokens
+from sekisho.gateway.identity import Holder
 from sekisho.gateway.roster import check_fits
+from sekisho.gateway.running import Running
 from sekisho.wire import chat, completions, messages
 from sekisho.wire.base import Encoder
 from sekisho.wire.ollama import chat as ollama_chat_codec
@@ -111,7 +115,27 @@ class _OllamaTimed:
 async def count_tokens(gateway: Gateway, call: Call) -> None:
     """Anthropic's `/v1/messages/count_tokens`: the engine's own count, not billed."""
     assert call.holder is not None
-    turn = messages.decode_count(await gateway.body(call), ids.new("msg_"))
+    body = await gateway.body(call)
+    turn = messages.decode_count(body, ids.new("msg_"))
     entry = gateway.roster.find(turn.model, call.holder)
-    count = await entry.engine.count_tokens(msgspec.structs.replace(turn, model=entry.name, caller=call.caller))
-    await call.request.respond(200, msgspec.json.encode({"input_tokens": count}))
+    running = Running(lambda *_: None)
+    gateway.answers[turn.id] = (call.caller.key_id, running)
+    try:
+        async with running.watched(call.request):
+            with _metered(gateway, call.holder, len(body)) if entry.engine.count_takes_slot else nullcontext():
+                asked = msgspec.structs.replace(turn, model=entry.name, caller=call.caller)
+                count = await gateway.roster.count_tokens(asked)
+            await call.request.respond(200, msgspec.json.encode({"input_tokens": count}))
+    finally:
+        gateway.answers.pop(turn.id, None)
+
+
+@contextmanager
+def _metered(gateway: Gateway, holder: Holder, body_bytes: int) -> Iterator[None]:
+    """A count that is a run of the engine stands in its key's windows as one. Raises RateLimited, QuotaSpent."""
+    estimate, spent = estimate_tokens(body_bytes, None), gateway.ledger.spending(holder.record.id)
+    reservation = holder.meter.admit(gateway.clock.monotonic(), estimate, spent)
+    try:
+        yield
+    finally:
+        holder.meter.settle(reservation, estimate)

@@ -1,9 +1,5 @@
 """Models as each protocol lists them, and embeddings."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import msgspec
 
 from sekisho.core import ids
@@ -12,9 +8,10 @@ from sekisho.core.events import Usage
 from sekisho.core.turn import EmbedRequest
 from sekisho.engines.base import Embeddings
 from sekisho.gateway.app import Call, Gateway
-from sekisho.gateway.exchange import Exchange, estimate_tokens
-from sekisho.gateway.http import ClientGone, Request
+from sekisho.gateway.exchange import estimate_tokens
+from sekisho.gateway.http import ClientGone
 from sekisho.gateway.roster import Entry
+from sekisho.gateway.running import Running
 from sekisho.wire import embeddings as embeddings_codec
 from sekisho.wire import models as models_codec
 from sekisho.wire.ollama import embed as ollama_codec
@@ -71,45 +68,23 @@ async def _embed(gateway: Gateway, call: Call, asked: EmbedRequest, body_bytes: 
     if not asked.inputs:  # Ollama's way to have a model loaded: ours are
         return Embeddings([], Usage(0, 0))
     exchange = gateway.admit(call, asked.id, entry.name, asked.protocol, estimate_tokens(body_bytes, None), asked.user)
+    running = Running(exchange.record)
+    gateway.answers[asked.id] = (call.caller.key_id, running)
     try:
         request = msgspec.structs.replace(asked, model=entry.name, caller=call.caller)
-        async with _until_gone(call.request, exchange):
+        async with running.watched(call.request):
             try:
-                result = await _queued(entry, request, call.caller.key_id)
+                result = await gateway.roster.embed(request)
             except SekishoError as error:
                 exchange.record("failed", error.status, error)
                 raise
             exchange.usage = result.usage
             exchange.record("completed", 200)
-        return result
+            return result
+        raise ClientGone
     finally:
+        gateway.answers.pop(asked.id, None)
         exchange.close()
-
-
-async def _queued(entry: Entry, request: EmbedRequest, key_id: str) -> Embeddings:
-    await entry.queue.acquire(key_id)
-    try:
-        return await entry.engine.embed(request)
-    finally:
-        entry.queue.release()
-
-
-@asynccontextmanager
-async def _until_gone(request: Request, exchange: Exchange) -> AsyncIterator[None]:
-    """A client that goes away ends what stands inside, which raises ClientGone then: others wait for the slot."""
-    task = asyncio.current_task()
-    assert task is not None
-    watcher = asyncio.get_running_loop().create_task(request.watch(task))
-    try:
-        yield
-    except asyncio.CancelledError:
-        exchange.record("cancelled", 499)
-        if not request.gone:
-            raise
-        task.uncancel()
-        raise ClientGone from None
-    finally:
-        watcher.cancel()
 
 
 def _ollama_model(entry: Entry) -> OllamaModel:

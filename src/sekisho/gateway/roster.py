@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from functools import partial
+from typing import TypeVar
 
 from sekisho.core.errors import EngineUnavailable, Forbidden, InvalidRequest, NotFound
 from sekisho.core.events import Batch, EventStream, Handler, compose
-from sekisho.core.turn import Turn
-from sekisho.engines.base import Engine, EngineModel, Health
+from sekisho.core.turn import EmbedRequest, Turn
+from sekisho.engines.base import Embeddings, Engine, EngineModel, Health
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.queue import FairQueue
+from sekisho.gateway.trouble import persistently
 
 log = logging.getLogger("sekisho.gateway.roster")
 
 _RETRY_S = 0.25
 _POLL_STARTING_S = 0.5
 _POLL_READY_S = 5.0
+
+Answer = TypeVar("Answer")
 
 
 class Entry:
@@ -79,6 +84,18 @@ class Roster:
         """Runs a turn whose `model` is an entry's own name. Engine contract as in `engines.base.Engine.generate`."""
         return self._road(turn)
 
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """As `run`: in its key's turn, and through a restart of the engine. Raises as `engines.base.Engine.embed`."""
+        engine = self.entries[request.model].engine
+        async with self._slot(request):
+            return await self._once_back(request.model, lambda: engine.embed(request))
+
+    async def count_tokens(self, turn: Turn) -> int:
+        """As `embed`; an engine that counts without a slot is not waited for in the queue."""
+        engine = self.entries[turn.model].engine
+        async with self._slot(turn) if engine.count_takes_slot else nullcontext():
+            return await self._once_back(turn.model, lambda: engine.count_tokens(turn))
+
     def ready(self) -> bool:
         """Whether at least one model can answer now."""
         return any(entry.health.state == "ready" for entry in self.entries.values())
@@ -87,7 +104,7 @@ class Roster:
         """Asks every engine for its health until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             for entry in self.entries.values():
-                group.create_task(self._watch(entry))
+                group.create_task(persistently(f"health of {entry.name}", partial(self._watch, entry)))
 
     async def close(self) -> None:
         for entry in self.entries.values():
@@ -117,18 +134,22 @@ class Roster:
             await asyncio.sleep(_POLL_READY_S if health.state == "ready" else _POLL_STARTING_S)
 
     async def _queued(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
-        queue = self.entries[turn.model].queue
-        await queue.acquire(turn.caller.key_id if turn.caller else "")
+        async with self._slot(turn), aclosing(inner(turn)) as events:
+            async for batch in events:
+                yield batch
+
+    @asynccontextmanager
+    async def _slot(self, request: Turn | EmbedRequest) -> AsyncIterator[None]:
+        queue = self.entries[request.model].queue
+        await queue.acquire(request.caller.key_id if request.caller else "")
         try:
-            async with aclosing(inner(turn)) as events:
-                async for batch in events:
-                    yield batch
+            yield
         finally:
             queue.release()
 
     async def _through_restarts(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
         """A turn that found its engine down waits for the supervisor to bring it back, if nothing was said yet."""
-        deadline_s: float | None = None
+        patience = self._patience(turn.model)
         while True:
             said = False
             try:
@@ -138,15 +159,43 @@ class Roster:
                         yield batch
                 return
             except EngineUnavailable:
-                now_s = asyncio.get_running_loop().time()
-                deadline_s = deadline_s if deadline_s is not None else now_s + self._restart_wait_s
-                ours = self.entries[turn.model].config.engine == "llama_cpp"
-                if said or not ours or now_s >= deadline_s:
+                if said or not await patience.again():
                     raise
-            await asyncio.sleep(_RETRY_S)
+
+    async def _once_back(self, model: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The same for a question with one answer."""
+        patience = self._patience(model)
+        while True:
+            try:
+                return await ask()
+            except EngineUnavailable:
+                if not await patience.again():
+                    raise
+
+    def _patience(self, model: str) -> "_Patience":
+        ours = self.entries[model].config.engine == "llama_cpp"
+        return _Patience(self._restart_wait_s if ours else 0.0)
 
     def _engine(self, turn: Turn) -> EventStream:
         return self.entries[turn.model].engine.generate(turn)
+
+
+class _Patience:
+    """How long a call waits for an engine that the supervisor restarts."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._deadline_s: float | None = None
+
+    async def again(self) -> bool:
+        """Whether to ask once more, after a moment. The time runs from the first call."""
+        now_s = asyncio.get_running_loop().time()
+        if self._deadline_s is None:
+            self._deadline_s = now_s + self._limit_s
+        if now_s >= self._deadline_s:
+            return False
+        await asyncio.sleep(_RETRY_S)
+        return True
 
 
 def check_fits(turn: Turn, entry: Entry) -> None:
