@@ -1,13 +1,18 @@
 """State of `/v1/responses` over real HTTP."""
 
+import asyncio
+import json
+import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
-from gateway_harness import LiveGateway
+from gateway_harness import FAKE, Launch, LiveGateway
 
-from sekisho.store import KeySpec
+from sekisho.core.errors import StoreUnavailable
+from sekisho.gateway import answer
+from sekisho.store import KeySpec, ResponseRecord
 
 
 def create(live: LiveGateway, text: str, key: str | None = None, **more: Any) -> httpx.Response:
@@ -96,6 +101,83 @@ def test_a_running_response_that_is_deleted_stays_deleted(live: LiveGateway) -> 
     assert live.usage(1)[0].status == "failed"
     time.sleep(0.7)
     assert live.client().get(f"/v1/responses/{made['id']}").status_code == 404
+
+
+def _hold_the_store(live: LiveGateway, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """(reached, go on): finished responses wait in front of the store, as they do before a locked database."""
+    store, reached, go_on = live.gateway.store, threading.Event(), threading.Event()
+    put = store.put_response
+
+    async def slow(record: ResponseRecord) -> None:
+        if record.status in ("completed", "failed"):
+            reached.set()
+            await asyncio.to_thread(go_on.wait, 10)
+        await put(record)
+
+    monkeypatch.setattr(store, "put_response", slow)
+    return reached, go_on
+
+
+def test_a_drain_does_not_cut_a_stream_that_is_being_stored(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads a last event that says why, and does not wait for the store."""
+    live = launch(FAKE, drain_timeout_s=0.1)
+    reached, go_on = _hold_the_store(live, monkeypatch)
+    body = {"model": "fake", "input": "a b", "stream": True}
+    with live.client().stream("POST", "/v1/responses", json=body) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        assert reached.wait(10)
+        live.in_loop(live.gateway.begin_drain)
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert events[-1]["type"] == "response.failed"
+    assert "shutting down" in events[-1]["response"]["error"]["message"]
+    go_on.set()
+
+
+def test_a_cancel_that_comes_while_the_response_is_stored_is_too_late(
+    live: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told so, and cuts nothing off: neither a stream nor a background response."""
+    reached, go_on = _hold_the_store(live, monkeypatch)
+    made = create(live, "a b", background=True).json()
+    assert reached.wait(10)
+    late = live.client().post(f"/v1/responses/{made['id']}/cancel")
+    assert (late.status_code, "completed" in late.text) == (400, True)
+    reached.clear()
+    with live.client().stream(
+        "POST", "/v1/responses", json={"model": "fake", "input": "a b", "stream": True}
+    ) as stream:
+        lines = stream.iter_lines()
+        opening = next(line for line in lines if line.startswith("data: "))
+        assert reached.wait(10)
+        streamed = json.loads(opening[6:])["response"]["id"]
+        assert live.client().post(f"/v1/responses/{streamed}/cancel").status_code == 400
+        go_on.set()
+        assert any("response.completed" in line for line in lines)
+    assert [_ended(live, each)["status"] for each in (made["id"], streamed)] == ["completed"] * 2
+
+
+def test_a_background_response_gets_a_last_chance_when_the_server_goes_down(
+    live: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store in trouble is asked once more in place of the long wait, so that the row does not stay queued."""
+    store, refused = live.gateway.store, threading.Event()
+    put = store.put_response
+
+    async def once_in_trouble(record: ResponseRecord) -> None:
+        if record.status == "completed" and not refused.is_set():
+            refused.set()
+            raise StoreUnavailable("locked")
+        await put(record)
+
+    monkeypatch.setattr(store, "put_response", once_in_trouble)
+    monkeypatch.setattr(answer, "KEEP_PAUSES_S", (60.0,))
+    made = create(live, "a b", background=True).json()
+    assert refused.wait(10)
+    key_id = live.gateway.ring.holders()[0].record.id
+    live.stop()
+    record = live.in_store(lambda store: store.get_response(made["id"], key_id, time.time()))
+    assert record.status == "completed"
 
 
 def test_a_background_response_of_a_dead_process_is_told_as_failed(live: LiveGateway) -> None:

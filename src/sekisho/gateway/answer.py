@@ -13,6 +13,8 @@ from sekisho.core.errors import Draining, EngineFailed, SekishoError
 from sekisho.core.events import Batch, Event, EventStream, Failed, Started
 from sekisho.gateway.exchange import Exchange
 from sekisho.gateway.http import Header, Request
+from sekisho.gateway.running import Running, uncancel
+from sekisho.gateway.trouble import unexpected
 from sekisho.wire.base import Encoder
 
 log = logging.getLogger("sekisho.gateway.answer")
@@ -37,52 +39,28 @@ class TurnFailed(Exception):
         self.failed = failed
 
 
-def unexpected(where: str, error: Exception) -> SekishoError:
-    """Logs a programmer's error with its traceback and gives what the client may know of it."""
-    shown = SekishoError(
-        "An internal error of the server. Its administrator finds it in the log by this id.", code="internal_error"
-    )
-    log.error("%s: unexpected %s (%s)", where, type(error).__name__, shown.id, exc_info=error)
-    return shown
+class Answer(Running):
+    """One running answer. `on_complete` runs before the last byte. `ended`: the turn is over, what is left is to store
+    it and to tell it, so that a cancel comes too late."""
 
-
-class Answer:
-    """One running answer. `abort` ends it with an error from outside (a drain, a cancel request). `aborted` keeps
-    that error. `on_complete` runs before the last byte."""
-
-    __slots__ = ("_aborted", "_exchange", "_task", "encoder", "on_complete")
+    __slots__ = ("_exchange", "encoder", "ended", "on_complete")
 
     def __init__(self, exchange: Exchange, encoder: Encoder, on_complete: Complete | None = None) -> None:
+        super().__init__(exchange.record)
         self._exchange = exchange
         self.encoder = encoder
         self.on_complete = on_complete
-        self._aborted: SekishoError | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def aborted(self) -> SekishoError | None:
-        """What ended it from outside."""
-        return self._aborted
-
-    async def done(self, timeout_s: float = 5.0) -> None:
-        """Waits until nothing of it runs any more, but not for ever: its client may not be reading."""
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=timeout_s)
-
-    def abort(self, error: SekishoError) -> None:
-        """Cancels the turn; the client gets `error`. Does nothing when the answer is already done."""
-        if self._task is not None and not self._task.done() and self._aborted is None:
-            self._aborted = error
-            self._task.cancel()
+        self.ended = False
 
     async def send_whole(self, request: Request, events: EventStream, headers: Sequence[Header]) -> None:
         """Raises SekishoError or TurnFailed where the turn broke: nothing has been sent then."""
         self._exchange.whole = True
-        async with self._watched(request):
+        async with self.watched(request):
             failed = await self._collect(request, events)
             if failed is not None:
                 self._exchange.record("failed", failed.status, failed)
                 raise TurnFailed(failed)
+            self.ended = True
             self._exchange.record("completed", 200)
             if self.on_complete is not None:
                 await self.on_complete()
@@ -94,11 +72,16 @@ class Answer:
         """Runs a turn that nobody is connected to (a background response). Never raises but CancelledError."""
         self._task = asyncio.current_task()
         self._exchange.whole = True
+        pauses_s: Sequence[float] = KEEP_PAUSES_S
         try:
             failed = await self._collect(None, events)
         except asyncio.CancelledError:
-            failed = failed_event(self._aborted or Draining("The server was stopped."))
+            error = self._aborted or Draining("The server was stopped.")
+            if isinstance(error, Draining):
+                pauses_s = ()
+            failed = failed_event(error)
             self.encoder.feed([failed])
+        self.ended = True
         try:
             if failed is not None:
                 self._exchange.record("failed", failed.status, failed)
@@ -108,29 +91,37 @@ class Answer:
             log.error("background answer %s cannot be completed: %s (%s)", self._exchange.id, error.message, error.id)
             if failed is None:
                 self.encoder.feed([failed_event(error)])
-        await self._keep_patiently()
+        await self._keep_patiently(pauses_s)
 
-    async def _keep_patiently(self) -> None:
-        """Nobody waits for the answer, but somebody asks for it later: a store in trouble gets more than one chance."""
-        if self.on_complete is None:
-            return
-        for pause_s in KEEP_PAUSES_S:
+    async def _keep_patiently(self, pauses_s: Sequence[float]) -> None:
+        """Nobody waits for the answer, but somebody asks for it later: a store in trouble gets more than one chance,
+        the last one when the server goes down."""
+        try:
+            for pause_s in pauses_s:
+                if await self._kept():
+                    return
+                await asyncio.sleep(pause_s)
+        except asyncio.CancelledError:
+            uncancel()
+        if not await self._kept():
+            log.error("background answer %s is lost: the store did not take it", self._exchange.id)
+
+    async def _kept(self) -> bool:
+        if self.on_complete is not None:
             try:
                 await self.on_complete()
-                return
             except SekishoError as error:
-                log.warning(
-                    "background answer %s is not stored yet: %s (%s)", self._exchange.id, error.message, error.id
-                )
-            await asyncio.sleep(pause_s)
-        log.error("background answer %s is lost: the store did not take it", self._exchange.id)
+                text = "background answer %s is not stored yet: %s (%s)"
+                log.warning(text, self._exchange.id, error.message, error.id)
+                return False
+        return True
 
     async def send_stream(
         self, request: Request, events: EventStream, headers: Sequence[Header], keepalive_s: float
     ) -> None:
         """Raises SekishoError or TurnFailed only while nothing has been sent; later trouble goes into the stream."""
         writer = StreamWriter(request, self.encoder, headers, keepalive_s)
-        async with self._watched(request):
+        async with self.watched(request):
             try:
                 await self._pump(writer, events)
                 await self._finish(writer)
@@ -155,8 +146,8 @@ class Answer:
                 raise EngineFailed("The engine's answer ended without an end.")
         except asyncio.CancelledError:
             if self._aborted is None or not writer.begun:
-                raise  # told apart in _Watched
-            _uncancel()
+                raise  # told apart in `watched`
+            uncancel()
             await self._fail(writer, self._aborted)
         except TurnFailed:
             raise
@@ -170,6 +161,7 @@ class Answer:
 
     async def _finish(self, writer: "StreamWriter") -> None:
         exchange = self._exchange
+        self.ended = True
         try:
             if exchange.failed is not None:
                 exchange.record("failed", exchange.failed.status, exchange.failed)
@@ -177,6 +169,12 @@ class Answer:
                 exchange.record("completed", 200)
             if self.on_complete is not None:
                 await self.on_complete()
+        except asyncio.CancelledError:  # a drain does not wait for the store
+            if self._aborted is None or not writer.begun:
+                raise
+            uncancel()
+            if exchange.failed is None:
+                await self._fail(writer, self._aborted)
         except SekishoError as error:
             if not writer.begun:
                 raise
@@ -211,49 +209,6 @@ class Answer:
             self._exchange.failed = failed_event(unexpected("background response", error))
             self.encoder.feed([self._exchange.failed])
         return self._exchange.failed
-
-    def _watched(self, request: Request) -> "_Watched":
-        self._task = asyncio.current_task()
-        return _Watched(request, self)
-
-    def left(self, request: Request) -> SekishoError | None:
-        """What a cancellation meant: an error to tell, or None where the client is gone. Records the usage."""
-        error = self._aborted
-        self._exchange.record("failed" if error else "cancelled", error.status if error else 499, error)
-        if error is None and not request.gone:
-            raise asyncio.CancelledError
-        return error
-
-
-class _Watched:
-    """While inside, a client that goes away cancels this task; on the way out that is told apart from an abort."""
-
-    __slots__ = ("_answer", "_request", "_watcher")
-
-    def __init__(self, request: Request, answer: Answer) -> None:
-        self._request = request
-        self._answer = answer
-
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._watcher = asyncio.get_running_loop().create_task(self._request.watch(task))
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        self._watcher.cancel()
-        if kind is not asyncio.CancelledError:
-            return False
-        told = self._answer.left(self._request)
-        _uncancel()
-        if told is not None:
-            raise told
-        return True
-
-
-def _uncancel() -> None:
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
 
 
 class StreamWriter:

@@ -17,7 +17,7 @@ from sekisho.core.errors import (
     StoreUnavailable,
 )
 from sekisho.core.turn import Caller
-from sekisho.gateway.answer import Answer, TurnFailed, unexpected
+from sekisho.gateway.answer import TurnFailed
 from sekisho.gateway.config import GatewayConfig
 from sekisho.gateway.exchange import Exchange
 from sekisho.gateway.http import JSON, ClientGone, Header, Receive, Request, Scope, Send
@@ -33,7 +33,9 @@ from sekisho.gateway.identity import (
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.metrics import Metrics
 from sekisho.gateway.roster import Roster
+from sekisho.gateway.running import Running
 from sekisho.gateway.seal import Sealer
+from sekisho.gateway.trouble import persistently, unexpected
 from sekisho.store import Store, UsageSpool
 from sekisho.wire import messages, openai_error
 from sekisho.wire.base import ErrorView
@@ -149,7 +151,7 @@ class Gateway:
         self.clock = clock
         self.metrics = Metrics()
         self.responses_ttl_s = responses_ttl_s
-        self.answers: dict[str, tuple[str, Answer]] = {}
+        self.answers: dict[str, tuple[str, Running]] = {}
         self.background: set[asyncio.Task[None]] = set()
         self.draining = False
         self.started_s = clock.monotonic()
@@ -179,15 +181,12 @@ class Gateway:
             await self._know_spending()
         loop = asyncio.get_running_loop()
         self._booking = loop.create_task(self.ledger.run(), name="ledger")
-        self._booking.add_done_callback(self._report_death)
         for name, work in (
-            ("store", self._keep_connected()),
-            ("keys", self.ring.watch()),
-            ("roster", self.roster.watch()),
+            ("store", self._keep_connected),
+            ("keys", self.ring.watch),
+            ("roster", self.roster.watch),
         ):
-            task = loop.create_task(work, name=name)
-            task.add_done_callback(self._report_death)
-            self._tasks.append(task)
+            self._tasks.append(loop.create_task(persistently(name, work), name=name))
 
     async def stop(self) -> None:
         """Ends background work, empties the spool, closes everything."""
@@ -239,12 +238,6 @@ class Gateway:
                     await asyncio.sleep(600.0)
             except StoreUnavailable as error:
                 log.warning("store: %s (%s)", error.message, error.id)
-
-    def _report_death(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            unexpected(
-                f"background task {task.get_name()}", error if isinstance(error, Exception) else Exception(error)
-            )
 
     # --- what handlers use --------------------------------------------------------------------------------------
 

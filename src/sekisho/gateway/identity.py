@@ -138,7 +138,7 @@ class KeyRing:
 
     async def _refresh_next(self, running: asyncio.Task[None] | None) -> None:
         if running is not None:
-            await running
+            await asyncio.wait({running})  # its failure is told to those who waited for it
         await asyncio.sleep(max(0.0, self._looked_at_s + _LEAST_POLL_S - self._clock.monotonic()))
         self._looked_at_s = self._clock.monotonic()
         self._refreshing, self._next = self._next, None  # who comes from now on waits for another one

@@ -14,6 +14,7 @@ from sekisho.core.clock import Clock
 from sekisho.core.errors import StoreUnavailable
 from sekisho.gateway.config import Price
 from sekisho.gateway.limits import Spending
+from sekisho.gateway.trouble import unexpected
 from sekisho.store import Store, UsageRecord, UsageSpool
 
 log = logging.getLogger("sekisho.gateway.ledger")
@@ -84,6 +85,10 @@ class Ledger:
             except StoreUnavailable as error:
                 if not failing:
                     log.error("usage stays in the spool: %s (%s)", error.message, error.id)
+                failing = True
+            except Exception as error:  # noqa: BLE001  # usage is worth more trials than any error
+                if not failing:
+                    unexpected("ledger", error)
                 failing = True
             else:
                 failing = False

@@ -86,9 +86,7 @@ async def _keep(
     gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, answer: Answer, key_id: str
 ) -> None:
     """Stores the response as it stands now."""
-    response = encoder.response()
-    if isinstance(answer.aborted, Cancelled):  # not a failure, whatever the stream was told
-        response = codec.cancelled({**response, "status": "in_progress", "error": None})
+    response = _cancelled(encoder) if isinstance(answer.aborted, Cancelled) else encoder.response()
     now = gateway.clock.now()
     await gateway.store.put_response(
         ResponseRecord(
@@ -103,6 +101,11 @@ async def _keep(
             input_items=msgspec.json.encode(asked.input_items),
         )
     )
+
+
+def _cancelled(encoder: ResponsesEncoder) -> dict[str, Any]:
+    """Not a failure, whatever the stream was told."""
+    return codec.cancelled({**encoder.response(), "status": "in_progress", "error": None})
 
 
 async def _start_background(
@@ -155,18 +158,21 @@ async def retrieve(gateway: Gateway, call: Call) -> None:
 def _running(gateway: Gateway, call: Call) -> Answer | None:
     """The answer of the path's id, where it is this key's and still being made."""
     owner, answer = gateway.answers.get(call.params["response_id"], ("", None))
-    mine = answer is not None and owner == call.caller.key_id and isinstance(answer.encoder, ResponsesEncoder)
-    return answer if mine else None
+    if owner == call.caller.key_id and isinstance(answer, Answer) and isinstance(answer.encoder, ResponsesEncoder):
+        return answer
+    return None
 
 
 async def delete(gateway: Gateway, call: Call) -> None:
-    """Forgets a response. A running one is ended first: it would be stored again when it is done."""
+    """Forgets a response. A running one is ended first: it would be stored again when it is done. One that is being
+    stored at this moment is forgotten after that (`Store.delete_response`)."""
     response_id = call.params["response_id"]
     running = _running(gateway, call)
     if running is not None:
         running.on_complete = None
-        running.abort(Cancelled("The response was deleted."))
-        await running.done()
+        if not running.ended:
+            running.abort(Cancelled("The response was deleted."))
+            await running.done()
     if not await gateway.store.delete_response(response_id, call.caller.key_id) and running is None:
         raise NotFound(f"Response with id '{response_id[:100]}' not found.", param="response_id")
     await call.request.respond(200, msgspec.json.encode(codec.deleted(response_id)))
@@ -178,16 +184,21 @@ async def cancel(gateway: Gateway, call: Call) -> None:
     answer = _running(gateway, call)
     if answer is not None:
         assert isinstance(answer.encoder, ResponsesEncoder)
-        response = codec.cancelled(answer.encoder.response())
+        if answer.ended and not isinstance(answer.aborted, Cancelled):
+            raise _too_late(answer.encoder.response()["status"])
         answer.abort(Cancelled("The response was cancelled."))
+        response = _cancelled(answer.encoder)
         await answer.done()
         await call.request.respond(200, msgspec.json.encode(response))
         return
     record = await _stored(gateway, call)
-    if record.status == "cancelled":
-        await call.request.respond(200, record.response)
-        return
-    raise InvalidRequest(f"The response has ended ({record.status}): it cannot be cancelled any more.")
+    if record.status != "cancelled":
+        raise _too_late(record.status)
+    await call.request.respond(200, record.response)
+
+
+def _too_late(status: str) -> InvalidRequest:
+    return InvalidRequest(f"The response has ended ({status}): it cannot be cancelled any more.")
 
 
 async def input_items(gateway: Gateway, call: Call) -> None:
