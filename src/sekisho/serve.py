@@ -162,13 +162,15 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
     grace_s = plan.settings.gateway.drain_timeout_s + 10.0
     key = llama_worker.environment(llama_worker.new_key())
     argv = (sys.executable, "-m", "sekisho.serve", "gateway", "--home", str(home.path))
-    children = [ChildSpec("gateway", argv, home.logs / "gateway.log", key, stop_order=0, grace_s=grace_s)]
+    logs, log_path = plan.settings.logs, home.logs / "gateway.log"
+    children = [ChildSpec("gateway", argv, log_path, key, stop_order=0, grace_s=grace_s, logs=logs, logs_by_kind=True)]
     for model in plan.settings.models:
         worker = plan.workers.get(model.name)
         if worker is not None:
             port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
             command = llama_worker.argv(model, port)
-            children.append(ChildSpec(f"engine-{_slug(model)}", command, Path(worker.log_path), key, stop_order=1))
+            name = f"engine-{_slug(model)}"
+            children.append(ChildSpec(name, command, Path(worker.log_path), key, stop_order=1, logs=logs))
     return children
 
 

@@ -9,6 +9,7 @@ from sekisho.core.events import Event, Failed, Finished, ReasoningDelta, Refusal
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.limits import Reservation
+from sekisho.gateway.log_lines import note_request
 from sekisho.gateway.metrics import Metrics
 from sekisho.store import UsageRecord, UsageStatus
 
@@ -132,6 +133,7 @@ class Exchange:
         self._recorded = True
         self._ledger.record(record)
         self._metrics.observe(record, self._holder.record.name)
+        note_request(record)
         if usage is not None:
             self._holder.meter.settle(self._reservation, usage.input_tokens + usage.output_tokens)
 

@@ -1,34 +1,16 @@
 """uvicorn, with our connections, our drain, and structured logs."""
 
 import asyncio
-import logging
 import socket
-import sys
-import traceback
 from typing import TYPE_CHECKING
 
-import msgspec
 import uvicorn
 
 from sekisho.gateway.connection import Connection
+from sekisho.gateway.log_lines import log_to_stderr
 
 if TYPE_CHECKING:
     from sekisho.gateway.app import Gateway
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line. Never holds a prompt or a key: nobody logs them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": record.created,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info and record.exc_info[1] is not None:
-            line["traceback"] = traceback.format_exception(record.exc_info[1])
-        return msgspec.json.encode(line).decode()
 
 
 class _Server(uvicorn.Server):
@@ -39,14 +21,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway.begin_drain()
         await super().shutdown(sockets)
-
-
-def log_to_stderr() -> None:
-    """The supervisor writes standard error to a rotating file."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def server(gateway: "Gateway") -> uvicorn.Server:

@@ -1,71 +1,111 @@
-"""A log file with a bound on its size, for bytes that come from child processes."""
+"""The logs of a child process: its bytes become lines, the lines lose what is personal or secret, and are kept."""
 
+import re
+import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+
+from sekisho.guard.personal import LineRedactor
+from sekisho.ops.config import LogsConfig
+from sekisho.ops.rotating_file import RotatingFile
+
+LONGEST_LINE_BYTES = 65_536
+_LINE_CUT = b" [this line was cut]\n"
+_CUT_BACK = 1024
+_SEPARATOR = re.compile(rb"[\s\"',;&]")
+_TAIL_CHARACTERS = 500
+
+REQUEST_LINE = b'{"kind":"request",'
+_ORDINARY_LINE = re.compile(rb'\{"time":[0-9.e+\-]+,"level":"(?:debug|info)"')
+
+
+class RedactedLines:
+    """Bytes in any portions become redacted lines. A line is looked at as a whole or not written: half a secret would
+    pass. Beyond `LONGEST_LINE_BYTES` a line ends at the last space before, and its rest is dropped."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._dropping = False
+        self._redactor = LineRedactor()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The lines that are complete now, each with its line break."""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = bytes(self._partial) + line if self._partial else line
+            self._partial.clear()
+            if self._dropping:
+                self._dropping = False
+            elif len(whole) > LONGEST_LINE_BYTES:
+                yield self._cut(whole)
+            else:
+                yield self._redactor.redact(whole) + b"\n"
+        if rest and not self._dropping:
+            self._partial += rest
+            if len(self._partial) > LONGEST_LINE_BYTES:
+                yield self._cut(bytes(self._partial))
+                self._partial.clear()
+                self._dropping = True
+
+    def end(self) -> Iterator[bytes]:
+        """What came without a line break at the end."""
+        if self._partial:
+            yield self._redactor.redact(bytes(self._partial)) + b"\n"
+        self._partial.clear()
+        self._dropping = False
+
+    def _cut(self, line: bytes) -> bytes:
+        ends = [
+            match.start() for match in _SEPARATOR.finditer(line, LONGEST_LINE_BYTES - _CUT_BACK, LONGEST_LINE_BYTES)
+        ]
+        end = ends[-1] if ends else LONGEST_LINE_BYTES - _CUT_BACK
+        return self._redactor.redact(line[:end]) + _LINE_CUT
 
 
 class RotatingLog:
-    """Appends to `path`; beyond `max_bytes` it becomes `path.1`, and so on up to `keep` old files.
+    """Keeps what a child says in `path`, and its last lines for error messages.
 
-    Remembers the last lines for error messages. A disk that cannot take a write costs lines, never the process: what
-    was lost is told in the file once it can be written again. Lines go to the file as they come, unparsed.
+    `by_kind` is for the gateway, whose lines are JSON: its request lines go to `performance.log` beside `path`, and
+    everything from warnings up, or that is no JSON at all, stands in `error.log` too.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = 5_000_000, keep: int = 3, tail_lines: int = 20) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        config: LogsConfig | None = None,
+        *,
+        by_kind: bool = False,
+        tail_lines: int = 20,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        config = config or LogsConfig()
         self.tail: deque[str] = deque(maxlen=tail_lines)
-        self._max_bytes = max_bytes
-        self._keep = keep
-        self._partial = b""
-        self._lost_bytes = 0
-        self._file: BinaryIO | None = None
-        self._size = 0
+        self._lines = RedactedLines()
+        self._all = RotatingFile(path, config, now)
+        self._errors = RotatingFile(path.with_name("error.log"), config, now) if by_kind else None
+        self._requests = RotatingFile(path.with_name("performance.log"), config, now) if by_kind else None
 
     def write(self, data: bytes) -> None:
-        self._remember(data)
-        try:
-            if self._file is None:
-                self._open()
-            elif self._size + len(data) > self._max_bytes and self._size:
-                self._rotate()
-            if self._lost_bytes:
-                self._put(b"[%d bytes of log were lost: the disk could not take them]\n" % self._lost_bytes)
-                self._lost_bytes = 0
-            self._put(data)
-        except OSError:
-            self._lost_bytes += len(data)
+        """Any portion of the child's output. Raises nothing."""
+        self._keep(list(self._lines.feed(data)))
 
     def close(self) -> None:
-        if self._partial:
-            self._remember(b"\n")
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Writes what has no line break yet. The next `write` opens the files again."""
+        self._keep(list(self._lines.end()))
+        for file in (self._all, self._errors, self._requests):
+            if file is not None:
+                file.close()
 
-    def _put(self, data: bytes) -> None:
-        if self._file is not None:
-            self._file.write(data)
-            self._size += len(data)
-
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab", buffering=0)
-        self._size = self._file.tell()
-
-    def _rotate(self) -> None:
-        self.close()
-        for number in range(self._keep, 0, -1):
-            older = self._numbered(number)
-            newer = self._numbered(number - 1) if number > 1 else self.path
-            if newer.exists():
-                newer.replace(older)
-        self._open()
-
-    def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
-
-    def _remember(self, data: bytes) -> None:
-        *lines, rest = (self._partial + data).split(b"\n")
-        self._partial = rest[-4096:]
-        self.tail.extend(line.decode(errors="replace").rstrip("\r")[:500] for line in lines if line.strip())
+    def _keep(self, lines: list[bytes]) -> None:
+        if self._errors is None or self._requests is None:
+            self._all.append(lines)
+        else:
+            requests = [line for line in lines if line.startswith(REQUEST_LINE)]
+            lines = [line for line in lines if not line.startswith(REQUEST_LINE)] if requests else lines
+            self._requests.append(requests)
+            self._errors.append(line for line in lines if not _ORDINARY_LINE.match(line))
+            self._all.append(lines)
+        self.tail.extend(
+            line.decode(errors="replace").rstrip("\r\n")[:_TAIL_CHARACTERS] for line in lines if line.strip()
+        )

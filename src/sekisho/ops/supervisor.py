@@ -26,6 +26,7 @@ from sekisho.core.clock import Clock, SystemClock
 from sekisho.engines import lifeline
 from sekisho.ops import process_tree
 from sekisho.ops.children_file import ChildrenFile, ChildStatus, State, read_children, replace_file
+from sekisho.ops.config import LogsConfig
 from sekisho.ops.guardian_link import GuardianLink
 from sekisho.ops.instance_lock import InstanceLock
 from sekisho.ops.log_file import RotatingLog
@@ -39,7 +40,8 @@ _NOT_STARTED = 127  # as a shell says it
 
 class ChildSpec(msgspec.Struct, frozen=True):
     """One process to keep. `env` is added to ours. Lower `stop_order` is stopped first; equals stop together.
-    `grace_s` is how long it may take after `stop_signal` before its group is killed."""
+    `grace_s` is how long it may take after `stop_signal` before its group is killed. `logs_by_kind`: its lines are JSON
+    and go to `error.log` and `performance.log` too (`log_file.RotatingLog`)."""
 
     name: str
     argv: tuple[str, ...]
@@ -48,7 +50,8 @@ class ChildSpec(msgspec.Struct, frozen=True):
     stop_order: int = 0
     stop_signal: int = signal.SIGTERM
     grace_s: float = 10.0
-    log_max_bytes: int = 5_000_000
+    logs: LogsConfig = LogsConfig()
+    logs_by_kind: bool = False
 
 
 class Supervisor:
@@ -212,7 +215,7 @@ class _Child:
         self._guardian = guardian
         self._changed = changed
         self._exits = Exits(policy)
-        self._log = RotatingLog(spec.log_path, max_bytes=spec.log_max_bytes)
+        self._log = RotatingLog(spec.log_path, spec.logs, by_kind=spec.logs_by_kind)
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

@@ -25,6 +25,8 @@ def check(document: Document, settings: Settings) -> None:
     _check_store(document, settings)
     _check_guard(document, settings)
     _check_audit(document, settings)
+    _in_range(document, ("logs", "max_bytes"), settings.logs.max_bytes, low=100_000)
+    _in_range(document, ("logs", "keep"), settings.logs.keep, low=0, high=1000)
     if not settings.models:
         document.problem(("models",), "no model", "remove the line to get the built-in `sekisho-mini`")
     for index, model in enumerate(settings.models):

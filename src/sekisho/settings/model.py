@@ -6,6 +6,7 @@ from sekisho.audit.config import AuditConfig
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
+from sekisho.ops.config import LogsConfig
 from sekisho.store.config import StoreConfig
 
 VERSION = 1
@@ -22,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreConfig = StoreConfig()
     guard: GuardConfig = GuardConfig()
     audit: AuditConfig = AuditConfig()
+    logs: LogsConfig = LogsConfig()
     models: tuple[ModelConfig, ...] = (BUILTIN_MODEL,)
     default_model: str | None = None
     aliases: dict[str, str] = {}

@@ -13,6 +13,8 @@ from sekisho.guard.personal.found import Kind, Span
 _SEPARATOR = r"[ \-.()_/ーｰ･・の]"
 _RUN = re.compile(rf"[0-9](?<![0-9][0-9])(?:{_SEPARATOR}{{0,3}}[0-9]){{6,}}")
 _GROUP = re.compile(r"[0-9]+")
+_TOKEN = re.compile(r"[0-9A-Za-z]*")
+_HEX = re.compile(r"[0-9a-f]*|[0-9A-F]*")
 _MOST_DIGITS = 19
 _MOST_GROUPS = 8  # of one number in a longer run
 _WINDOW = 40  # characters before a number in which its context is looked for
@@ -156,6 +158,8 @@ def _kind(text: str, around: Surroundings, start: int, end: int, digits: str, si
 
 
 def _card(text: str, around: Surroundings, start: int, end: int, digits: str) -> bool:
+    if text.count(".", start, end) == 1 and end - start == len(digits) + 1:
+        return False  # a decimal number
     if check_digits.issued(digits) and len(digits) <= 16:
         return not _inside_token(text, start, end)
     return len(set(digits)) > 1 and around.name(start, end) == "card"
@@ -163,11 +167,10 @@ def _card(text: str, around: Surroundings, start: int, end: int, digits: str) ->
 
 def _inside_token(text: str, start: int, end: int) -> bool:
     """Whether the digits are a piece of a longer word of letters and digits, such as a hash."""
-    token = re.compile(r"[0-9A-Za-z]*")
-    left = token.match(text[max(0, start - 32) : start][::-1])
-    right = token.match(text[end : end + 32])
-    around = (left.end() if left else 0) + (right.end() if right else 0)
-    return around >= 12
+    left = _TOKEN.match(text[max(0, start - 32) : start][::-1])
+    right = _TOKEN.match(text[end : end + 32])
+    around = (left[0] if left else "") + (right[0] if right else "")
+    return len(around) >= 16 or (len(around) >= 4 and _HEX.fullmatch(around) is not None)
 
 
 def _phone(text: str, around: Surroundings, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> bool:
