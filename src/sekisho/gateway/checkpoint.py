@@ -154,7 +154,10 @@ class Checkpoint:
         first = asyncio.ensure_future(anext(events, None))
         try:
             await asyncio.sleep(0)  # the question is on its way
-            durable = asyncio.ensure_future(passing.book.append(await self._record(turn, verdict, judged_ms, passing)))
+            record = await self._record(turn, verdict, judged_ms, passing)
+            durable = asyncio.ensure_future(passing.book.append(record))
+            await asyncio.sleep(0)  # it stands in the book's line: what follows of this turn comes behind it
+            passing.recorded.set()
             try:
                 await asyncio.wait({first, durable}, return_when=asyncio.FIRST_EXCEPTION)
                 if durable.done():
@@ -180,6 +183,7 @@ class Checkpoint:
     ) -> AsyncGenerator[Batch, None]:
         record = await self._record(turn, verdict, judged_ms, passing)
         await passing.book.append(record)
+        passing.recorded.set()
         choices = choices_of(turn)
         if verdict.decision == "refuse" or self._desk is None:
             text = told.refused(verdict, turn.id)
@@ -260,6 +264,7 @@ class Checkpoint:
         self._count("output", verdict)
         passing.observe(out)
         record = verdict_record(verdict, request_id=turn.id, user_id=user_of(turn))
+        await passing.recorded.wait()
         await passing.book.append(msgspec.structs.replace(record, stage="output", model=turn.model))
         text = told.stopped(verdict, turn.id) if passing.said else told.refused(verdict, turn.id)
         return [*out, *await passing.ended(watch.refusal(text), "refused")]

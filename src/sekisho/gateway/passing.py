@@ -24,6 +24,7 @@ class Passing:
     def __init__(self, turn: Turn, book: Book, started_s: float) -> None:
         self.book = book
         self.question = ""
+        self.recorded = asyncio.Event()  # the verdict stands in the book's line
         self.usage: Usage | None = None
         self.finished: set[int] = set()
         self.said = False
@@ -82,6 +83,7 @@ class Passing:
         """Writes the outcome, once. Raises BookUnavailable: then the answer must not be completed."""
         if self._written:
             return
+        await self.recorded.wait()
         self._written = True
         await self.book.hand_over(self._outcome(status, error_id, await self.clean("".join(self._text))))
 
