@@ -24,6 +24,7 @@ from sekisho.core.events import (
     TopLogprob,
     Usage,
 )
+from sekisho.core.turn import Reasoning
 from sekisho.wire import responses
 from sekisho.wire.base import Encoder
 
@@ -123,7 +124,7 @@ def check_deltas(events: list[dict[str, Any]], final: dict[str, Any]) -> None:
             joined[key] = joined.get(key, "") + event["delta"]
     for item in final["output"]:
         if item["type"] in ("message", "reasoning"):
-            for index, part in enumerate(item["content"]):
+            for index, part in enumerate(item.get("content", ())):
                 assert joined.pop((item["id"], index)) == part.get("text", part.get("refusal"))
         elif item["type"] != "web_search_call":
             assert joined.pop((item["id"], 0), "") == item.get("arguments", item.get("input"))
@@ -444,6 +445,59 @@ def test_thinking_is_sealed_only_when_asked_for() -> None:
     plain = make()
     run(plain, [ReasoningDelta("a"), Finished("stop")])
     assert "encrypted_content" not in plain.output_items()[0]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("included", [True, False])
+def test_sealed_thinking_has_nothing_to_read(stream: bool, included: bool) -> None:
+    """Thinking that comes sealed is an item each, without content, summary or deltas; its sealed form is shown where
+    the request includes it, and stored in any case."""
+    asked = {"include": ["reasoning.encrypted_content"]} if included else {}
+    encoder = make(stream, **asked)
+    call = ToolCallDelta(0, "call_1", "look", "{}")
+    said: list[Event] = [ReasoningDelta("", 0, "s1"), call, ReasoningDelta("", 0, "s2"), ReasoningDelta("", 0, "s3")]
+    written = run(encoder, [*said, TextDelta("ok"), Finished("stop")])
+    final = json.loads(encoder.whole())
+    if stream:
+        events = parse(written)
+        for event in events:
+            check_types(event)
+        assert check_order(events) == final
+        assert not [event for event in events if "reasoning" in event["type"]]
+    Response.model_validate(final, strict=True)
+    kinds = ["reasoning", "function_call", "reasoning", "reasoning", "message"]
+    assert [item["type"] for item in final["output"]] == kinds
+    thoughts = [item for item in final["output"] if item["type"] == "reasoning"]
+    assert [item.get("encrypted_content") for item in thoughts] == (["s1", "s2", "s3"] if included else [None] * 3)
+    assert all(item["summary"] == [] and "content" not in item for item in thoughts)
+    kept = [item["encrypted_content"] for item in encoder.stored()["output"] if item["type"] == "reasoning"]
+    assert kept == ["s1", "s2", "s3"]
+
+
+def test_the_store_gets_no_thinking_that_could_be_read() -> None:
+    """Shown or not, thinking is stored sealed, and the engine is told it from there at the next turn."""
+    encoder = make()
+    run(encoder, [ReasoningDelta("secret"), TextDelta("ok"), Finished("stop")])
+    assert encoder.response()["output"][0]["content"][0]["text"] == "secret"
+    stored = encoder.stored()
+    assert "secret" not in json.dumps(stored)
+    assert {**stored, "output": None} == {**encoder.response(), "output": None}
+    (message,) = responses.to_messages(stored["output"], lambda sealed: sealed.removeprefix("sealed:")[::-1])
+    assert isinstance(message.parts[0], Reasoning)
+    assert message.parts[0].text == "secret"
+
+
+def test_stored_input_has_no_thinking_that_could_be_read() -> None:
+    """What a client hands back in clear is sealed too; what is sealed already stays as it is."""
+    clear = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "short"}]}
+    long = {**clear, "content": [{"type": "reasoning_text", "text": "secret"}]}
+    sealed = {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "theirs"}
+    user = {"type": "message", "role": "user", "content": "secret"}
+    kept = responses.sealed_items([clear, long, sealed, user], _seal)
+    assert [item.get("encrypted_content") for item in kept[:3]] == ["sealed:trohs", "sealed:terces", "theirs"]
+    assert all(item["summary"] == [] and "content" not in item for item in kept[:3])
+    assert kept[3] is user
+    assert responses.sealed_items([long], None)[0]["encrypted_content"] is None
 
 
 @pytest.mark.parametrize("asked", [{"include": ["message.output_text.logprobs"]}, {"top_logprobs": 1}, {}])

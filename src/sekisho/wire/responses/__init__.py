@@ -4,7 +4,7 @@ from sekisho.wire.openai_error import error_body
 from sekisho.wire.responses.decode import ResponsesRequest, decode
 from sekisho.wire.responses.encoder import ResponsesEncoder, encoder
 from sekisho.wire.responses.history import resolve, to_messages, with_history
-from sekisho.wire.responses.stored import cancelled, deleted, input_items_page
+from sekisho.wire.responses.stored import cancelled, deleted, input_items_page, sealed_items
 
 __all__ = [
     "ResponsesEncoder",
@@ -16,6 +16,7 @@ __all__ = [
     "error_body",
     "input_items_page",
     "resolve",
+    "sealed_items",
     "to_messages",
     "with_history",
 ]

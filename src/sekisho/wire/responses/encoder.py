@@ -34,8 +34,10 @@ from sekisho.wire.responses.output import (
     OutputItem,
     ReasoningOutput,
     Seal,
+    SealedReasoningOutput,
     SearchOutput,
 )
+from sekisho.wire.responses.stored import sealed_items
 
 _INCOMPLETE: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _DELTAS = frozenset({TextDelta, ReasoningDelta, RefusalDelta, ToolCallDelta})
@@ -46,8 +48,9 @@ _KEPT_CODES = frozenset({"context_length_exceeded", "insufficient_quota", "rate_
 def encoder(
     request: ResponsesRequest, turn: Turn, response_id: str, created: int, seal: Seal | None = None
 ) -> "ResponsesEncoder":
-    """`created` is in Unix seconds. `seal` closes thinking so that a client can keep it for us; it is used only where
-    the request includes `reasoning.encrypted_content`."""
+    """`created` is in Unix seconds. `seal` closes thinking so that a client or the store can keep it for us; a client
+    is given it only where the request includes `reasoning.encrypted_content`. Thinking that comes sealed already (a
+    `ReasoningDelta` without text) is an item of its own, without a readable word."""
     return ResponsesEncoder(request, turn, response_id, created, seal)
 
 
@@ -74,7 +77,9 @@ class ResponsesEncoder:
         self._started = False
         self._ended = False
         self._stem = stem(response_id)
-        self._seal = seal if "reasoning.encrypted_content" in request.include else None
+        self._store_seal = seal
+        self._shows_sealed = "reasoning.encrypted_content" in request.include
+        self._seal = seal if self._shows_sealed else None
         self._logprobs = turn.sampling.logprobs
         self._fixed = {
             "id": response_id,
@@ -129,7 +134,7 @@ class ResponsesEncoder:
         return jsonio.dump(self.response())
 
     def response(self) -> dict[str, Any]:
-        """The response object as it stands now, for the store and for `GET`."""
+        """The response object as it stands now, for the client."""
         details = _INCOMPLETE.get(self._reason) if self._reason and not self.failure else None
         return {
             **self._fixed,
@@ -139,6 +144,15 @@ class ResponsesEncoder:
             "output": self.output_items(),
             "usage": _usage(self._usage) if self._usage else None,
         }
+
+    def stored(self) -> dict[str, Any]:
+        """The response object as it stands now, for the store: thinking is in it sealed only, whether the client may
+        read it or not, and also where the client gets no sealed form."""
+        output = self.output_items()
+        for item, told in zip(self._items, output, strict=True):
+            if isinstance(item, SealedReasoningOutput):
+                told["encrypted_content"] = item.sealed
+        return {**self.response(), "output": sealed_items(output, self._store_seal)}
 
     def output_items(self) -> list[dict[str, Any]]:
         """The items so far, in order."""
@@ -154,7 +168,7 @@ class ResponsesEncoder:
     def _delta(self, event: Delta) -> None:
         if self._reason is not None or self.failure is not None:
             return  # an engine that talks on after its end is not listened to
-        if not isinstance(event, ToolCallDelta) and not event.text:
+        if not isinstance(event, ToolCallDelta) and not event.text and not _is_sealed(event):
             return
         target = self._target(event)
         if target is None:
@@ -178,6 +192,8 @@ class ResponsesEncoder:
             if call is None or not call.accepts(event) or (call.status != "in_progress" and event.name):
                 return None
             return call
+        if _is_sealed(event):
+            return None
         newest = self._waiting[-1][0] if self._waiting else self._current
         return newest if newest is not None and newest.accepts(event) else None
 
@@ -221,6 +237,8 @@ class ResponsesEncoder:
 
     def _make(self, event: Delta) -> OutputItem:
         if isinstance(event, ReasoningDelta):
+            if event.sealed and not event.text:
+                return SealedReasoningOutput(self._id("rs"), event.sealed, self._shows_sealed)
             return ReasoningOutput(self._id("rs"), self._seal)
         if isinstance(event, ToolCallDelta):
             if event.kind == "web_search":
@@ -260,6 +278,10 @@ class ResponsesEncoder:
     def _terminate(self, kind: str) -> None:
         self._ended = True
         self._frames.lifecycle(kind, jsonio.dump(self.response()))
+
+
+def _is_sealed(event: Delta) -> bool:
+    return isinstance(event, ReasoningDelta) and not event.text and bool(event.sealed)
 
 
 def _broken(message: str) -> Failed:

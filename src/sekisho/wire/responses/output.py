@@ -181,6 +181,41 @@ class ReasoningOutput:
         return item
 
 
+class SealedReasoningOutput:
+    """One thought that nobody but this server can read: it comes whole and sealed, and has neither content nor a
+    summary. `shown`: whether the request includes the sealed form; the item itself is told in any case."""
+
+    def __init__(self, id: str, sealed: str, shown: bool) -> None:
+        self.id = id
+        self.status = "in_progress"
+        self.sealed = sealed
+        self._shown = shown
+        self._index = 0
+
+    def accepts(self, event: Event) -> bool:
+        return False
+
+    def settled(self) -> bool:
+        return True
+
+    def open(self, frames: FrameWriter, index: int) -> None:
+        self._index = index
+        frames.event("response.output_item.added", {"output_index": index, "item": self.as_object()})
+
+    def extend(self, frames: FrameWriter, event: Delta) -> None:
+        """Nothing: the item was whole when it was made."""
+
+    def close(self, frames: FrameWriter, cut: bool) -> None:
+        self.status = "incomplete" if cut else "completed"
+        frames.event("response.output_item.done", {"output_index": self._index, "item": self.as_object()})
+
+    def as_object(self) -> dict[str, Any]:
+        item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": []}
+        if self._shown:
+            item["encrypted_content"] = self.sealed
+        return item
+
+
 class CallOutput:
     """A call of a function or of a custom tool."""
 

@@ -1,6 +1,7 @@
-"""What is said of a response that is kept: its input page by page, that it is gone, that it was stopped."""
+"""What is said of a response that is kept: its input page by page, that it is gone, that it was stopped. And what is
+not kept of it: thinking that could be read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sekisho.core.errors import InvalidRequest
@@ -29,6 +30,23 @@ def input_items_page(
         "last_id": page[-1]["id"] if page else "",
         "has_more": begin + limit < len(listed),
     }
+
+
+def sealed_items(items: Sequence[dict[str, Any]], seal: Callable[[str], str] | None) -> list[dict[str, Any]]:
+    """Items as they are stored, of an input or an output: thinking has no readable content and no summary, only its
+    sealed form, from which `with_history` tells it to the engine again. Without a `seal` what was readable is lost."""
+    return [_sealed(item, seal) if item.get("type") == "reasoning" else item for item in items]
+
+
+def _sealed(item: dict[str, Any], seal: Callable[[str], str] | None) -> dict[str, Any]:
+    kept = {key: value for key, value in item.items() if key != "content"}
+    kept["summary"] = []
+    text = "".join(part["text"] for part in item.get("content") or ())
+    if not text and not item.get("encrypted_content"):
+        text = "\n".join(part["text"] for part in item.get("summary") or ())
+    if text:
+        kept["encrypted_content"] = seal(text) if seal else None
+    return kept
 
 
 def deleted(response_id: str) -> dict[str, Any]:
