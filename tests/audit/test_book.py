@@ -1,12 +1,26 @@
 """The book as its users see it: append, read back, one writer, and what is kept."""
 
 import asyncio
+import hashlib
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sekisho.audit.records import AdminRecord, OutcomeRecord, VerdictRecord
+from sekisho.audit.records import (
+    AdminRecord,
+    EscalationRecord,
+    OutcomeRecord,
+    Record,
+    VerdictRecord,
+    decode,
+    encode,
+)
 from sekisho.core.errors import BookUnavailable
 
 from .conftest import Shelf, verdict
@@ -77,10 +91,6 @@ async def test_nothing_readable_is_on_the_disk(shelf: Shelf) -> None:
 
 async def test_hash_only_keeps_no_text(shelf: Shelf) -> None:
     """With `text: hash` the record has a keyed hash in place of each text: equal for equal texts, and not SHA-256."""
-    import hashlib
-
-    import msgspec
-
     shelf.config = msgspec.structs.replace(shelf.config, text="hash")
     book = shelf.open()
     await book.append(verdict("short"))
@@ -128,3 +138,84 @@ def test_importing_the_book_loads_no_cryptography() -> None:
         "sys.exit('cryptography' in sys.modules or 'pyrage' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+_texts = st.text(st.characters(), max_size=60)  # any code point, lone surrogates included
+_records = st.one_of(
+    st.builds(VerdictRecord, request_id=_texts, user_id=_texts, input=_texts, decision=st.just("REFUSE")),
+    st.builds(OutcomeRecord, request_id=_texts, status=_texts, output=_texts, prompt_tokens=st.none() | st.integers()),
+    st.builds(EscalationRecord, ticket_id=_texts, request_id=_texts, event=_texts, text=_texts),
+    st.builds(
+        AdminRecord,
+        action=_texts,
+        detail=st.dictionaries(_texts, st.none() | st.booleans() | st.integers() | _texts, max_size=3),
+    ),
+)
+
+
+@given(_records)
+def test_any_record_is_kept(record: Record) -> None:
+    """Whatever stands in a record: it is written and read back the same, but for what JSON cannot hold."""
+    read = decode(encode(record))
+    assert type(read) is type(record)
+    try:
+        whole = msgspec.json.encode(record)
+    except (UnicodeEncodeError, OverflowError):
+        assert encode(read) == encode(record)
+    else:
+        assert msgspec.json.encode(read) == whole
+        assert read == record
+
+
+@settings(max_examples=25)
+@given(st.lists(st.lists(_records, max_size=4), max_size=6), st.integers(1, 5))
+def test_any_history_verifies(groups: list[list[Record]], restart_every: int) -> None:
+    """Groups of any records with restarts between: what is read is what was acknowledged, and the book verifies."""
+
+    async def run(shelf: Shelf) -> list[int]:
+        book = shelf.open()
+        numbers: list[int] = []
+        for turn, group in enumerate(groups, 1):
+            numbers += [receipt.sequence for receipt in await asyncio.gather(*map(book.append, group))]
+            if turn % restart_every == 0:
+                book.close()
+                book = shelf.open()
+        book.close()
+        return numbers
+
+    with tempfile.TemporaryDirectory() as root:
+        shelf = Shelf(Path(root))
+        count = sum(map(len, groups))
+        assert asyncio.run(run(shelf)) == list(range(1, count + 1))
+        report = shelf.verify()
+        assert report.ok, report.problems
+        kinds = [type(record) for group in groups for record in group]
+        assert [type(entry.record) for entry in shelf.entries()] == kinds
+
+
+def test_a_record_of_a_later_version_is_still_told() -> None:
+    """A genuine record that cannot be understood is shown as it is, and stops nothing."""
+    read = decode(b'{"kind":"verdict","decision":"PERHAPS"}')
+    assert isinstance(read, AdminRecord)
+    assert (read.action, read.detail["json"]) == ("unreadable", '{"kind":"verdict","decision":"PERHAPS"}')
+
+
+async def test_a_record_that_is_too_large_is_refused(shelf: Shelf) -> None:
+    """More than 32 MiB is not taken, and the book goes on."""
+    book = shelf.open()
+    with pytest.raises(BookUnavailable, match="larger"):
+        await book.append(verdict("x" * (33 << 20)))
+    assert (await book.append(verdict("y" * (3 << 20)))).sequence == 1
+    book.close()
+    assert shelf.verify().ok
+
+
+async def test_a_cancelled_wait_cancels_no_record(shelf: Shelf) -> None:
+    """Whoever stops waiting may find the record in the book all the same."""
+    book = shelf.open()
+    waiting = asyncio.ensure_future(book.append(verdict("left")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await book.append(verdict("stayed"))
+    book.close()
+    assert shelf.inputs() == ["left", "stayed"]

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the readable log is an exact prefix of what was written and holds all that was acknowledged."""
+"""kill -9 at any moment: the readable log is an exact prefix of what was written, with all that was acknowledged."""
 
 import random
 import signal

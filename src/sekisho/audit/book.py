@@ -20,7 +20,7 @@ from sekisho.audit.anchor import Anchor, Anchorer
 from sekisho.audit.config import AuditConfig
 from sekisho.audit.files import Files, FolderLock
 from sekisho.audit.keys import WriterKeys, public_key, text_hash
-from sekisho.audit.records import AdminRecord, OutcomeRecord, Receipt, Record, VerdictRecord
+from sekisho.audit.records import AdminRecord, OutcomeRecord, Receipt, Record, VerdictRecord, encode
 from sekisho.audit.retention import RETENTION_ACTION, Deletion
 from sekisho.audit.segment import MAX_RECORD_BYTES, segments
 from sekisho.audit.upkeep import Upkeep
@@ -67,7 +67,6 @@ class Book:
         self._clock = clock
         self._files = files
         self._clock_gap_s = clock.now() - clock.monotonic()
-        self._encoder = msgspec.json.Encoder()
         self._queue: deque[_Waiting] = deque()
         self._awake = threading.Condition()
         self._closing = False
@@ -200,7 +199,7 @@ class Book:
         self._lock.release()
 
     def _enqueue(self, record: Record, wish: Wish) -> asyncio.Future[Receipt]:
-        payload = self._encoder.encode(self._kept(record))
+        payload = encode(self._kept(record))
         if len(payload) > MAX_RECORD_BYTES:
             raise BookUnavailable("the record is larger than the book takes")
         waiting = _Waiting(payload, wish, asyncio.get_running_loop())

@@ -7,11 +7,9 @@ from pathlib import Path
 import msgspec
 
 from sekisho.audit.keys import ReaderKeys, SegmentKeys
-from sekisho.audit.records import AdminRecord, Entry, EscalationRecord, OutcomeRecord, Record, VerdictRecord
+from sekisho.audit.records import AdminRecord, Entry, EscalationRecord, OutcomeRecord, Record, VerdictRecord, decode
 from sekisho.audit.segment import Header, Line, Sealer, parse_header, parse_line, read_lines, segments
 from sekisho.core.errors import BookUnavailable
-
-_decoder = msgspec.json.Decoder(Record)
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -135,7 +133,7 @@ class Reader:
             if last is not None and opened.line.sequence > last:
                 return
             seen = opened.line.sequence
-            yield Entry(seen, index, opened.number, _decoder.decode(opened.payload))
+            yield Entry(seen, index, opened.number, decode(opened.payload))
 
 
 def read_header(path: Path) -> Header | None:

@@ -84,6 +84,10 @@ class AdminRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 Record = VerdictRecord | OutcomeRecord | EscalationRecord | AdminRecord
 
 
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """Where a record stands in the book: sequence numbers start at 1 and have no gaps."""
 
@@ -125,3 +129,35 @@ def verdict_record(verdict: Verdict, *, request_id: str, user_id: str, input_tex
         policy_version=verdict.policy_version,
         language=verdict.language,
     )
+
+
+def encode(record: Record) -> bytes:
+    """The record as JSON. What JSON cannot hold (lone surrogates, numbers beyond 64 bits) is replaced, not refused."""
+    try:
+        return _encoder.encode(record)
+    except (UnicodeEncodeError, OverflowError):
+        return _encoder.encode(msgspec.convert(_storable(msgspec.to_builtins(record)), type(record)))
+
+
+def decode(payload: bytes) -> Record:
+    """What `encode` made. A genuine record that this version does not know comes as an admin record `unreadable`."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError:  # validation included
+        return AdminRecord(action="unreadable", detail={"json": payload.decode("utf-8", "replace")})
+
+
+def _storable(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case bool() | float() | None:
+            return value
+        case int():
+            return max(-(1 << 63), min(value, (1 << 63) - 1))
+        case dict():
+            return {_storable(key): _storable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_storable(each) for each in value]
+        case _:
+            raise TypeError(f"not a value of a record: {type(value).__name__}")

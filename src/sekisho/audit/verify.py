@@ -10,12 +10,11 @@ from sekisho.audit.anchor import Anchor, read_anchors
 from sekisho.audit.diagnosis import Kind, Mark, Problem, diagnose
 from sekisho.audit.keys import KeyUnavailable, ReaderKeys, chain
 from sekisho.audit.reader import SegmentReader
-from sekisho.audit.records import AdminRecord
+from sekisho.audit.records import AdminRecord, decode
 from sekisho.audit.retention import DELETIONS_FILE, RETENTION_ACTION, Deletion, read_deletions
 from sekisho.audit.segment import ORIGIN, Header, segments
 
 MAX_PROBLEMS = 1000
-_admin = msgspec.json.Decoder(AdminRecord)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -256,8 +255,8 @@ class _Verifier:
 
     def _note_admin(self, sequence: int, payload: bytes | None) -> None:
         if payload is not None and b'"kind":"admin"' in payload[:20]:
-            record = _admin.decode(payload)
-            if record.action == RETENTION_ACTION:
+            record = decode(payload)
+            if isinstance(record, AdminRecord) and record.action == RETENTION_ACTION:
                 self._announced[sequence] = record
 
     def _check_deletions(self, deletions: list[Deletion]) -> None:
