@@ -15,6 +15,7 @@ import msgspec
 
 MARK_LIMIT = 320  # characters that can be held back for one mark, white space and attributes included
 _NAME_LIMIT = 64
+_GAP_LIMIT = 32  # white space and invisible characters inside a mark, attributes aside
 _ATTRIBUTES_LIMIT = 200
 
 
@@ -107,7 +108,7 @@ def look(text: str, at: int, before: str, rules: Grammar, ended: bool) -> tuple[
     """
     square = text[at] in _SQUARES
     closer = "]" if square else ">"
-    body = ""
+    body, gaps = "", 0
     place = at + 1
     size = min(len(text), at + MARK_LIMIT)
     while place < size:
@@ -117,13 +118,18 @@ def look(text: str, at: int, before: str, rules: Grammar, ended: bool) -> tuple[
         if character.isspace():
             if not square and _is_name(body, before, rules):
                 return _late(text, place, size, body, rules, ended)
-        elif not _is_invisible(character):
+            gaps += 1
+        elif _is_invisible(character):
+            gaps += 1
+        else:
             longer = body + character
             if not _can_begin(longer, square, rules) or len(longer) > _NAME_LIMIT:
                 if not square and _is_name(body, before, rules) and _ends_name(body, character):
                     return _late(text, place, size, body, rules, ended)
                 return Mark.NONE, 0
             body = longer
+        if gaps > _GAP_LIMIT:
+            return Mark.NONE, 0
         place += 1
     if not ended and size < at + MARK_LIMIT:
         return Mark.MORE, 0
