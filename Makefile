@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 export PYTHONUTF8 := 1
 
-.PHONY: help up down test test-slow test-clients test-gpu test-all lint format bench mini docs clean
+.PHONY: help up down test test-slow test-clients test-gpu test-all lint format bench mini guard docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,11 @@ mini: ## Train the built-in model anew (about an hour on two cores; needs PyTorc
 	@test -x build/mini-venv/bin/python || $(PYTHON) -m venv build/mini-venv
 	@build/mini-venv/bin/python -m pip --disable-pip-version-check --quiet install -r tools/mini/requirements.txt
 	@build/mini-venv/bin/python tools/mini/build.py
+
+guard: ## Train the guard's linear model anew (minutes on two cores; needs scipy, in its own environment)
+	@test -x build/guard-venv/bin/python || $(PYTHON) -m venv build/guard-venv
+	@build/guard-venv/bin/python -m pip --disable-pip-version-check --quiet install -r tools/guard/requirements.txt
+	@build/guard-venv/bin/python tools/guard/build.py
 
 docs: $(VENV)/installed-dev ## Check that the documentation names everything that exists
 	@$(RUN) pytest tests/test_docs.py tests/test_docs_protocols.py

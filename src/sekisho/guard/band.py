@@ -1,0 +1,165 @@
+"""Where the linear model may decide alone: thresholds by conformal risk control (arXiv 2208.02814), a person between.
+
+ALLOW below the first threshold on the probability of harm, REFUSE above the second on that of refusal; what remains
+escalates, and how much remains is the honest measure of the model. Thresholds are kept per language and per category
+that the model names, because that is known when a text is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from sekisho.core.verdict import Category, Decision
+from sekisho.guard.classifier import Scores
+from sekisho.guard.language import language as language_of
+from sekisho.guard.text import plain
+
+ALPHA = 0.05
+POOLED = "*"
+_FEWEST_REFUSALS = 19
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """`allow_below`: harm under it is allowed. `refuse_from`: refusal at or above it is refused. `unsafe` and `safe`
+    count the calibration rows. `pooled` names what it fell back to (a language, or `*`), empty where it stands on its
+    own rows; `width` is the share of its calibration rows between the two."""
+
+    allow_below: float
+    refuse_from: float
+    unsafe: int
+    safe: int
+    width: float
+    pooled: str = ""
+
+
+class Cut(NamedTuple):
+    """`confidence` and `threshold` are of the decision; `sure` is False where the text fell between the thresholds."""
+
+    decision: Decision
+    category: Category
+    confidence: float
+    threshold: float
+    sure: bool
+
+
+class Labelled(Protocol):
+    @property
+    def text(self) -> str: ...
+    @property
+    def lang(self) -> str: ...
+    @property
+    def decision(self) -> Decision: ...
+
+
+class Scoring(Protocol):
+    def scores(self, text: str, language: str) -> Scores: ...
+
+
+class Band(msgspec.Struct, frozen=True):
+    """`thresholds`: by `language/category`, `language/*` and `*/*`."""
+
+    alpha: float
+    alpha_refusal: float
+    thresholds: dict[str, Threshold]
+    notes: tuple[str, ...] = ()
+
+    def threshold(self, language: str, category: str) -> Threshold:
+        known = self.thresholds
+        for key in (f"{language}/{category}", f"{language}/{POOLED}", f"{POOLED}/{POOLED}"):
+            if key in known:
+                return known[key]
+        raise ValueError("a band without pooled thresholds")
+
+    def decide(self, scores: Scores, language: str) -> Cut:
+        held = self.threshold(language, scores.category)
+        if scores.refuse >= held.refuse_from and scores.refuse > scores.escalate:
+            return Cut("refuse", scores.category, scores.refuse, held.refuse_from, True)
+        if scores.unsafe < held.allow_below:
+            return Cut("allow", "none", scores.allow, held.allow_below, True)
+        sure = scores.escalate > max(scores.allow, scores.refuse)
+        return Cut("escalate", scores.category, scores.escalate, held.allow_below, sure)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_name(path.name + ".new")
+        written.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
+        written.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Band:
+        """Raises OSError, or ValueError for a file that is not a band."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+
+class Point(NamedTuple):
+    """A calibration row once scored."""
+
+    language: str
+    decision: Decision
+    scores: Scores
+
+
+def fewest(alpha: float) -> int:
+    """How many positives the bound needs before any threshold can meet it: 19 at .05, 99 at .01."""
+    return ceil(1 / alpha - 1e-9) - 1
+
+
+def risk_threshold(harms: Sequence[float], alpha: float) -> float:
+    """The largest λ with n/(n+1)·R̂(λ) + 1/(n+1) ≤ α, R̂ the share of `harms` under λ. 0 (allow nothing) if there
+    are too few."""
+    allowed = int(alpha * (len(harms) + 1) - 1 + 1e-9)
+    if len(harms) < fewest(alpha) or allowed < 0:
+        return 0.0
+    return sorted(harms)[allowed]
+
+
+def band_of(points: Iterable[Point], alpha: float = ALPHA, alpha_refusal: float = ALPHA) -> Band:
+    """The band of scored rows. A category of a language with too few positives takes its language's thresholds, a
+    language with too few those of all rows; the notes say which. Raises ValueError where even these are too few."""
+    if not 0 < alpha < 1 or not 0 < alpha_refusal < 1:
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha} and {alpha_refusal}")
+    every = list(points)
+    groups: dict[str, list[Point]] = {f"{POOLED}/{POOLED}": every}
+    for point in every:
+        groups.setdefault(f"{point.language}/{POOLED}", []).append(point)
+        groups.setdefault(f"{point.language}/{point.scores.category}", []).append(point)
+    needed, needed_safe = fewest(alpha), fewest(alpha_refusal)
+    thresholds: dict[str, Threshold] = {}
+    notes: list[str] = []
+    for key in sorted(groups, key=lambda key: key.count(POOLED), reverse=True):
+        members = groups[key]
+        unsafe = [point.scores.unsafe for point in members if point.decision != "allow"]
+        safe = [point.scores.refuse for point in members if point.decision == "allow"]
+        language, category = key.split("/")
+        wider = f"{language}/{POOLED}" if category != POOLED else f"{POOLED}/{POOLED}"
+        if key == wider and len(unsafe) < needed:
+            raise ValueError(f"{len(unsafe)} unsafe rows, but alpha {alpha} needs {needed}")
+        pooled = ""
+        allow_below = risk_threshold(unsafe, alpha)
+        if len(unsafe) < needed:
+            allow_below, pooled = thresholds[wider].allow_below, wider
+            notes.append(f"{key}: {len(unsafe)} unsafe rows, {needed} needed: thresholds of {wider}")
+        refuse_from = 1.0 - risk_threshold([1.0 - refusal for refusal in safe], alpha_refusal)
+        if len(safe) < needed_safe:
+            refuse_from = thresholds[wider].refuse_from if key != wider else 2.0
+        refuse_from = max(refuse_from + 1e-9, 1e-9)
+        between = [p for p in members if p.scores.unsafe >= allow_below and p.scores.refuse < refuse_from]
+        thresholds[key] = Threshold(
+            allow_below, refuse_from, len(unsafe), len(safe), len(between) / len(members), pooled
+        )
+    return Band(alpha, alpha_refusal, thresholds, tuple(notes))
+
+
+def calibrate(rows: Iterable[Labelled], classifier: Scoring, alpha: float = ALPHA) -> Band:
+    """The band of labelled `rows` that the classifier was not trained on."""
+
+    def point(row: Labelled) -> Point:
+        text = plain(row.text)
+        language = language_of(text)
+        return Point(language, row.decision, classifier.scores(text, language))
+
+    return band_of((point(row) for row in rows), alpha)

@@ -1,0 +1,1 @@
+"""Makes the data of the guard's linear model and trains it."""
