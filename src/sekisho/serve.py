@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.child import EXIT_CONFIGURATION, die_with_parent
 from sekisho.ops.home import Home, RunState, clear_state, write_atomically, write_state
+from sekisho.ops.listening import refusal
 from sekisho.settings import Settings
 
 if TYPE_CHECKING:  # heavy, and only one of the two processes needs each
@@ -109,7 +109,7 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     supervisor = Supervisor(home.run, _children(home, plan))
     await supervisor.claim()  # before anything is written: a second `up` must not replace the first one's plan
     try:
-        _check_port(settings.gateway)
+        _check_address(settings.gateway)
         await _prepare_database(home, settings)
         write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
         await supervisor.start()
@@ -174,18 +174,11 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
     return children
 
 
-def _check_port(config: GatewayConfig) -> None:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((config.host.strip("[]"), config.port))
-    except OSError as error:
-        raise StartFailed(
-            f"{config.host}:{config.port} cannot be listened on ({error.strerror or error}). "
-            f"Choose another one: sekisho up --port {config.port + 1}"
-        ) from None
+def _check_address(config: GatewayConfig) -> None:
+    refused = refusal(config.host, config.port)
+    if refused is not None:
+        why, advice = refused
+        raise StartFailed(f"{config.host}:{config.port} cannot be listened on ({why}): {advice}")
 
 
 async def _prepare_database(home: Home, settings: Settings) -> None:

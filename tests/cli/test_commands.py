@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -66,6 +67,33 @@ def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> 
     assert "Example:" in result.output
     assert "--json" in result.output
     assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
+
+
+@pytest.mark.parametrize("group", [[], *([str(group.name)] for group in app.registered_groups)], ids=" ".join)
+def test_every_group_has_help_with_an_example(group: list[str]) -> None:
+    """The page above the commands tells one to begin with, and a word in Japanese."""
+    result = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "200"})
+    assert re.search(rf"Example: +{' '.join(['sekisho', *group])} \w", result.output), result.output
+    assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["status"], "sekisho up{}"),
+        (["key", "list"], "sekisho key create{} --name taro"),
+        (["doctor"], "sekisho up{}"),
+        (["model", "add", "x", "--path", "builtin"], "sekisho down{}, then sekisho up{}"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_hint_looks_into_the_home_that_was_given(
+    sekisho: Run, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    """With `--home` the commands of hints name it; without, they are as short as can be."""
+    other = tmp_path / "an other"
+    assert told.replace("{}", f" --home '{other}'") in "".join(map(str, sekisho(*arguments, "--home", str(other))[1:]))
+    assert told.replace("{}", "") in "".join(map(str, sekisho(*arguments)[1:]))
 
 
 def test_help_needs_nothing_heavy() -> None:

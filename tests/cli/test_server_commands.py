@@ -114,6 +114,21 @@ def test_taken_port_is_told(home: Path, unused_tcp_port: int) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_an_open_host_is_warned_of_once(home: Path) -> None:
+    """With `--detach`, too: beside the banner, or in the JSON answer, and not again in a log that is shown."""
+    first = program(home, "up", "--detach", "--host", "0.0.0.0")
+    assert first.returncode == 0, first.stderr
+    assert (first.stdout + first.stderr + (home / "logs" / "up.log").read_text()).count("0.0.0.0") == 1
+
+
+def test_an_unknown_host_is_told(home: Path) -> None:
+    """`up` on an address that is not this machine's says so; another port would not help."""
+    failed = program(home, "up", "--host", "no.such.host.invalid")
+    assert failed.returncode == 1
+    assert "--host 127.0.0.1" in failed.stderr
+    assert "--port" not in failed.stderr
+
+
 def test_down_without_patience(home: Path) -> None:
     """`down` gives up with 1 when a process that is noted as ours does not end; it is never killed unasked."""
     from sekisho.ops.home import RunState, write_state

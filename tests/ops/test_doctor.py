@@ -55,6 +55,16 @@ def test_home_states(tmp_path: Path) -> None:
     assert [f.severity for f in doctor.check_home(Home(tmp_path / "file"))] == ["error"]
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a" * 300])
+def test_a_host_that_is_not_here_is_no_question_of_the_port(tmp_path: Path, host: str) -> None:
+    """An unknown name, or another machine's address: told as such, and never with another port."""
+    found = doctor.check_port(Patient(Home(tmp_path), host, 8123, ()))
+    assert found.severity == "error"
+    assert found.fix is not None
+    assert "--host" in found.fix
+    assert "--port" not in found.fix
+
+
 def test_port_free_taken_and_ours(tmp_path: Path) -> None:
     """A free port is fine, one that somebody holds is told with the process, our own server's port is fine."""
     home = Home(tmp_path).create()

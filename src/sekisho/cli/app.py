@@ -5,11 +5,13 @@ from typing import Annotated
 import typer
 
 from sekisho.cli import clients, configuration, doctor, keys, models, server, usage, version
+from sekisho.cli.options import example
 
 app = typer.Typer(
     name="sekisho",
     help="Sekisho: a private LLM server for a team. One address in front of a local model.",
-    epilog="Exit codes: 0 done · 1 it failed · 2 wrong usage or settings · 3 not running or not found · 4 no network",
+    epilog=example("sekisho up", "sekisho key create --name taro", ja="社内向けの LLM サーバーです。")
+    + "\n\nExit codes: 0 done · 1 it failed · 2 wrong usage or settings · 3 not running or not found · 4 no network",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

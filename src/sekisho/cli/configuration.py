@@ -8,7 +8,11 @@ from sekisho.cli.failure import CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output, plain
 
-app = typer.Typer(help="Look at the settings, check them, make a commented file.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at the settings, check them, make a commented file.",
+    epilog=example("sekisho config init", "sekisho config check", ja="設定を表示し、検査します。"),
+    no_args_is_help=True,
+)
 
 
 @app.command("show", epilog=example("sekisho config show", ja="有効な設定を表示します。"))

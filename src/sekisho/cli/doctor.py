@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sekisho.cli import hints
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example
 from sekisho.cli.output import Output
 
@@ -20,6 +21,8 @@ def register(app: typer.Typer) -> None:
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check this machine and this home; every finding comes with its fix. Exit code 1 when there is an error."""
     import asyncio
+
+    import msgspec
 
     from sekisho import settings as reading
     from sekisho.ops.doctor import Patient, examine
@@ -41,6 +44,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     )
     findings = asyncio.run(examine(patient))
     findings.append(asyncio.run(_database(database_url(place, settings), place.database.exists())))
+    findings = [msgspec.structs.replace(finding, fix=finding.fix and hints.here(finding.fix)) for finding in findings]
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     out.json({"findings": findings, "errors": errors, "warnings": warnings})
     _show(out, findings)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Make and manage keys: who may use which model, and how much.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make and manage keys: who may use which model, and how much.",
+    epilog=example("sekisho key create --name taro", "sekisho key list", ja="キーを作り、管理します。"),
+    no_args_is_help=True,
+)
 
 KeyArgument = Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="The key's name or its id (key_…).")]
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from sekisho.ops.catalogue import Rejection
     from sekisho.ops.home import Home
 
-app = typer.Typer(help="Models: what is set up, what fits this machine, where to get it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models: what is set up, what fits this machine, where to get it.",
+    epilog=example("sekisho model recommend", "sekisho model pull qwen3-4b", ja="モデルを選び、取得します。"),
+    no_args_is_help=True,
+)
 
 ContextOption = Annotated[int | None, typer.Option("--context", min=1, help="Tokens per slot.")]
 SlotsOption = Annotated[int | None, typer.Option("--slots", min=1, help="Requests at once.")]

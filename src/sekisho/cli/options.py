@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sekisho.cli.hints import remember_home
+
 if TYPE_CHECKING:
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
@@ -12,7 +14,11 @@ if TYPE_CHECKING:
 HomeOption = Annotated[
     Path | None,
     typer.Option(
-        "--home", help="Folder with settings, keys, models and logs.", show_envvar=True, envvar="SEKISHO_HOME"
+        "--home",
+        help="Folder with settings, keys, models and logs.",
+        show_envvar=True,
+        envvar="SEKISHO_HOME",
+        callback=remember_home,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output, errors too.")]

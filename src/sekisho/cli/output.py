@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sekisho.cli import hints
 from sekisho.cli.failure import CommandFailed
 from sekisho.cli.messages import text
 
@@ -42,7 +43,7 @@ class Output:
 
     def text(self, key: str, **values: object) -> str:
         """A message of the table, in the user's language."""
-        return text(key, self.language, **values)
+        return hints.here(text(key, self.language, **values))
 
     def say(self, key: str, **values: object) -> None:
         """A line for people; nothing in JSON mode."""
@@ -97,15 +98,16 @@ class Output:
 
     def failure(self, failure: CommandFailed) -> None:
         """In JSON mode an object with `error` on standard output; else words on standard error."""
+        message, hint = hints.here(failure.message), hints.here(failure.hint) if failure.hint else None
         if self.as_json:
-            error = {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code}
+            error = {"message": message, "hint": hint, "exit_code": failure.exit_code}
             self.json({"error": {**error, **failure.details}})
             return
         console = self.console(error=True)
-        for line in f"{self.text('error')}: {failure.message}".splitlines():
+        for line in f"{self.text('error')}: {message}".splitlines():
             console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-        if failure.hint:
-            console.print(f"{self.text('next')}: {failure.hint}", markup=False, highlight=False, soft_wrap=True)
+        if hint:
+            console.print(f"{self.text('next')}: {hint}", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def waiting(self, key: str) -> Iterator[None]:

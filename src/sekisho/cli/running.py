@@ -5,12 +5,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from sekisho.cli import hints
 from sekisho.cli.failure import FAILED, CommandFailed, operational
 from sekisho.cli.output import Output, spell_out
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code. Operational errors are told in words; `--debug` (or SEKISHO_DEBUG=1) shows where they arose."""
+    with hints.one_command():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     from sekisho.cli.app import app
 
     spell_out(sys.stdout, sys.stderr)
@@ -21,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
         result = app(args=rest, prog_name="sekisho", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the outermost frame: nothing may pass it
         if type(error).__name__ == "NoArgsIsHelpError" and not output.as_json:
-            return run([*rest, "--help"])
+            return _run([*rest, "--help"])
         failure = operational(error)
         if debug:
             traceback.print_exception(error, file=sys.stderr)

@@ -50,8 +50,6 @@ def up(
     if state is not None:
         _tell_already(out, state)
         return
-    if not settings.gateway.host.startswith(LOOPBACK):
-        out.warn(out.text("open_host", host=settings.gateway.host))
     if detach:
         from sekisho.cli.detached import start
 
@@ -61,10 +59,17 @@ def up(
 
 
 def _serve(out: Output, place: "Home", settings: "Settings") -> int:
+    import msgspec
+
     from sekisho.ops.instance_lock import AlreadyRunning
     from sekisho.serve import Announcement, supervise
 
+    host = settings.gateway.host
+
     def announce(announcement: Announcement) -> None:
+        if not host.startswith(LOOPBACK):
+            warnings = (*announcement.warnings, out.text("open_host", host=host))
+            announcement = msgspec.structs.replace(announcement, warnings=warnings)
         out.json(announcement)
         if not out.as_json:
             banner.show(out, plain(announcement), detached=False)

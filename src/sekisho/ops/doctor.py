@@ -5,7 +5,6 @@ import datetime
 import importlib
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from sekisho.engines.config import ModelConfig
 from sekisho.ops.hardware import detect
 from sekisho.ops.home import Home, running
 from sekisho.ops.hub_listing import SPLIT
+from sekisho.ops.listening import refusal
 
 OLDEST_PYTHON = (3, 11)
 LOW_DISK_BYTES = 1 << 30
@@ -116,21 +116,17 @@ def check_disk(home: Home) -> list[Finding]:
 
 def check_port(patient: Patient) -> Finding:
     """Free, or taken by ourselves, or by somebody who is named where the system tells."""
-    host, port = patient.host.strip("[]"), patient.port
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        state = running(patient.home)
-        if state is not None and state.url.rsplit(":", 1)[-1].strip("/") == str(port):
-            return Finding("port", "ok", f"port {port} is served by this Sekisho")
-        owner = _port_owner(port)
-        why = f"taken by {owner}" if owner else (error.strerror or str(error))
-        fix = f"stop it, or: sekisho up --port {port + 1 if port < 65_535 else 7010}"
-        return Finding("port", "error", f"{patient.host}:{port} cannot be listened on", why, fix)
-    return Finding("port", "ok", f"port {port} is free")
+    port, refused = patient.port, refusal(patient.host, patient.port)
+    if refused is None:
+        return Finding("port", "ok", f"port {port} is free")
+    state = running(patient.home)
+    if state is not None and state.url.rsplit(":", 1)[-1].strip("/") == str(port):
+        return Finding("port", "ok", f"port {port} is served by this Sekisho")
+    why, fix = refused
+    owner = _port_owner(port) if "--port" in fix else None
+    if owner:
+        why, fix = f"taken by {owner}", f"stop it, or {fix}"
+    return Finding("port", "error", f"{patient.host}:{port} cannot be listened on", why, fix)
 
 
 def _port_owner(port: int) -> str | None:
