@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sekisho import serve
-from sekisho.engines.config import ModelConfig
+from sekisho.engines import builtin
+from sekisho.engines.config import BUILTIN_CONTEXT, ModelConfig
 from sekisho.engines.profiles import PROFILES
 from sekisho.ops.home import Home
 from sekisho.settings import Settings, SettingsError, load_text
@@ -38,6 +39,17 @@ def test_the_built_in_model_keeps_its_context() -> None:
     """It was trained for it."""
     (mini,) = load_text("profile: h100\nmodels:\n  - {name: sekisho-mini, path: builtin}\n").models
     assert mini == ModelConfig(name="sekisho-mini", path="builtin")
+
+
+def test_the_built_in_model_says_the_context_that_it_gets() -> None:
+    """What it was made for, also where more is asked for; less is given as asked."""
+    shape = builtin.card()["shape"]
+    assert isinstance(shape, dict)
+    assert shape["positions"] == BUILTIN_CONTEXT
+    line = "models:\n  - {name: m, path: builtin, context: %d}\n"
+    assert load_text("").models[0].context == BUILTIN_CONTEXT
+    assert load_text(line % 4096).models[0].context == BUILTIN_CONTEXT
+    assert load_text(line % 512).models[0].context == 512
 
 
 @pytest.mark.parametrize("environment", [{"SEKISHO_PROFILE": "tpu"}, {"SEKISHO_CONTEXT": "many"}])

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+BUILTIN_CONTEXT = 2048
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
@@ -37,3 +38,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_byte_timeout_s: float = 300.0
     idle_timeout_s: float = 120.0
     options: dict[str, str | int | float | bool] = {}
+
+    def __post_init__(self) -> None:
+        """llama.cpp gives the built-in model no more than it was made for: this says so."""
+        if self.path == "builtin":
+            msgspec.structs.force_setattr(self, "context", min(self.context, BUILTIN_CONTEXT))
