@@ -205,6 +205,25 @@ async def test_lines_behind_the_end_of_a_closed_segment_are_named(full: Shelf, t
     assert [(p.kind, p.segment, p.line) for p in report.problems] == [("inserted", 3, 3)]
 
 
+async def test_damage_in_the_last_segment_before_a_restart_is_named(full: Shelf) -> None:
+    """The writer has no keys for the past and goes on before the damage; the verifier still says what it was."""
+    path = _segment(full, 2)
+    original, keys = path.read_bytes(), full.secrets
+    changes: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+        "edited": lambda lines: [*lines[:2], lines[2].replace(b'"c":"', b'"c":"AAAA'), *lines[3:]],
+        "deleted": lambda lines: [*lines[:2], *lines[3:]],
+    }
+    for kind, change in changes.items():
+        path.write_bytes(original)
+        for later in full.folder.glob("00000003*"):
+            later.unlink()
+        (keys / "audit-ratchet.json").unlink()
+        _rewrite(path, change)
+        await _fill(full, starts=1, records=1)
+        problems = full.verify(anchors=False).problems
+        assert [(p.kind, p.segment, p.line, p.sequence) for p in problems] == [(kind, 2, 3, 10)]
+
+
 async def test_a_missing_segment_is_named(full: Shelf) -> None:
     """A segment taken out of the middle, and one from the start, are told as missing."""
     kept = _segment(full, 1).read_bytes()

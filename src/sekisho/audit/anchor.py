@@ -43,11 +43,12 @@ class Anchor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BadAnchor(msgspec.Struct, frozen=True):
-    """A line of an anchor file that is no anchor of this book. The last line of a file may be torn."""
+    """A line of an anchor file that is no anchor of this book. `torn`: a write that was never finished."""
 
     file: str
     line: int
     reason: str
+    torn: bool
 
 
 def anchor_folder(folder: Path, config: AnchorConfig) -> Path:
@@ -65,14 +66,19 @@ def read_anchors(folder: Path, book: str, public: bytes) -> tuple[list[Anchor], 
         number = 0
         while line := file.readline(MAX_ANCHOR_BYTES):
             number += 1
-            anchor = _parse(line)
-            if anchor is None:
-                reason = "not a whole line" if not line.endswith(b"\n") else "not an anchor"
-                bad.append(BadAnchor(path.name, number, reason))
-            elif anchor.book != book or not anchor.genuine(public):
-                bad.append(BadAnchor(path.name, number, "not signed with this book's key"))
-            else:
+            try:
+                anchor = msgspec.json.decode(line, type=Anchor)
+            except msgspec.ValidationError:
+                bad.append(BadAnchor(path.name, number, "not an anchor", torn=False))
+                continue
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                bad.append(BadAnchor(path.name, number, "not a whole line", torn=True))
+                continue
+            canonical = msgspec.json.encode(anchor) + b"\n" == line
+            if canonical and anchor.book == book and anchor.genuine(public):
                 good.append(anchor)
+            else:
+                bad.append(BadAnchor(path.name, number, "not signed with this book's key", torn=False))
     return good, bad
 
 
@@ -148,11 +154,3 @@ class Anchorer:
                 if self._closing:
                     return
             self.anchor_now()
-
-
-def _parse(line: bytes) -> Anchor | None:
-    try:
-        anchor = msgspec.json.decode(line, type=Anchor)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return anchor if msgspec.json.encode(anchor) + b"\n" == line else None

@@ -39,7 +39,7 @@ Wish = Literal["durable", "handed over"]
 
 
 class _Waiting:
-    """A record on its way. `future` belongs to `loop`; both are None for a thread that waits on `done`."""
+    """A record on its way, and the future of whoever waits for it."""
 
     __slots__ = ("future", "loop", "payload", "wish")
 

@@ -74,7 +74,11 @@ def append_line(files: Files, path: Path, line: bytes) -> None:
         if end:
             os.lseek(descriptor, end - 1, os.SEEK_SET)
             line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
-        write_all(files, descriptor, line)
+        try:
+            write_all(files, descriptor, line)
+        except OSError:
+            files.truncate(descriptor, end)
+            raise
         files.sync(descriptor)
     finally:
         files.close(descriptor)

@@ -95,17 +95,19 @@ class Reader:
                 last = None if following is None else following.first - 1
                 if last is None or last > after:
                     yield from self._of_segment(index, path, after, last)
-        except FileNotFoundError as error:
-            raise BookUnavailable("the book's folder or a segment of it is gone") from error
         except OSError as error:
-            raise BookUnavailable(f"the book cannot be read: {error.strerror or error}") from error
+            raise _unavailable(error) from error
 
     def tail(self, count: int, query: Query | None = None) -> list[Entry]:
         """The last `count` records that match, oldest first."""
-        if query is None:
-            query = Query()
+        try:
+            return self._tail(count, query or Query())
+        except OSError as error:
+            raise _unavailable(error) from error
+
+    def _tail(self, count: int, query: Query) -> list[Entry]:
         found: deque[Entry] = deque(maxlen=count)
-        ordered = list(segments(self._folder).items()) if self._folder.is_dir() else []
+        ordered = list(segments(self._folder).items())
         following: Header | None = None
         for index, path in reversed(ordered):
             last = None if following is None else following.first - 1
@@ -139,6 +141,12 @@ class Reader:
 def read_header(path: Path) -> Header | None:
     """None where the first line is no header. Raises OSError."""
     return parse_header(next(read_lines(path), b""))
+
+
+def _unavailable(error: OSError) -> BookUnavailable:
+    if isinstance(error, FileNotFoundError):
+        return BookUnavailable("the book's folder or a segment of it is gone")
+    return BookUnavailable(f"the book cannot be read: {error.strerror or error}")
 
 
 def kind_of(record: Record) -> str:

@@ -93,25 +93,30 @@ def remove(files: Files, folder: Path, deletion: Deletion) -> int:
     return removed
 
 
-def read_deletions(folder: Path, book: str, public: bytes) -> tuple[list[Deletion], list[int]]:
-    """The genuine deletion records, and the numbers of the lines that are none. Raises OSError."""
+def read_deletions(folder: Path, book: str, public: bytes) -> tuple[list[Deletion], list[int], list[int]]:
+    """The genuine deletion records, the numbers of the lines that are none, and of those that are torn, as by a crash.
+    Raises OSError."""
     good: list[Deletion] = []
     bad: list[int] = []
+    torn: list[int] = []
     path = folder / DELETIONS_FILE
     if not path.exists():
-        return good, bad
+        return good, bad, torn
     for number, line in enumerate(read_lines(path), 1):
         try:
             deletion = msgspec.json.decode(line, type=Deletion)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except msgspec.ValidationError:
             bad.append(number)
+            continue
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            torn.append(number)
             continue
         canonical = msgspec.json.encode(deletion) + b"\n" == line
         if canonical and deletion.book == book and deletion.genuine(public):
             good.append(deletion)
         else:
             bad.append(number)
-    return good, bad
+    return good, bad, torn
 
 
 def _seconds(started: str) -> float:

@@ -15,6 +15,7 @@ from sekisho.audit.retention import DELETIONS_FILE, RETENTION_ACTION, Deletion, 
 from sekisho.audit.segment import ORIGIN, Header, segments
 
 MAX_PROBLEMS = 1000
+_TRIES = 3
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -41,6 +42,11 @@ class Report(msgspec.Struct, frozen=True):
 def verify(folder: Path, keys: ReaderKeys, anchors: Sequence[Path] = ()) -> Report:
     """Reads the whole book. `anchors` are the folders that anchors were written to. Raises OSError when the folder
     itself cannot be read; whatever is wrong inside it is a problem in the report."""
+    for _ in range(_TRIES - 1):
+        before = segments(folder)
+        report = _Verifier(folder, keys, anchors).run()
+        if report.ok or segments(folder).keys() == before.keys():
+            return report  # else the book was rotated or shortened under our eyes: look again
     return _Verifier(folder, keys, anchors).run()
 
 
@@ -59,10 +65,10 @@ class _Verifier:
         self._known = True  # False behind a place that could not be read
 
     def run(self) -> Report:
+        self._read_anchors()  # before the segments: what was anchored by then must be found in them
         found = segments(self._folder)
         readers = [reader for index, path in found.items() if (reader := self._open(index, path)) is not None]
         readers = self._without_strays(readers)
-        self._read_anchors()
         deletions = self._read_deletions()
         first_sequence = readers[0].header.first if readers and readers[0].header and readers[0].genuine else None
         self._check_start(next(iter(found), None), readers, deletions)
@@ -205,6 +211,12 @@ class _Verifier:
                     self._tell(Problem("edited", index, mark.line, number + 1 + place, reason))
         elif ahead.previous == "failed" or (ahead.previous == "recovered" and not genuine):
             self._notes.append(f"{where} were never acknowledged and do not count")
+        elif ahead.previous == "recovered":
+            kind: Kind = "edited" if beyond[0].sequence is None else "deleted"
+            reason = (
+                f"record {ahead.first} is not as it was written, genuine ones follow, and a start went on before it"
+            )
+            self._tell(Problem(kind, index, beyond[0].line, ahead.first, reason))
         else:
             reason = f"the book ended this segment with record {last}; this line came after"
             self._tell(Problem("inserted", index, beyond[0].line, None, reason))
@@ -240,14 +252,15 @@ class _Verifier:
             for anchor in good:
                 self._anchors.setdefault((anchor.segment, anchor.count), []).append(anchor)
             for each in bad:
-                if each.reason == "not a whole line":
+                if each.torn:
                     self._notes.append(f"{each.file}, line {each.line}: {each.reason}")
                 else:
                     reason = f"{each.file}, line {each.line}: {each.reason}"
                     self._tell(Problem("bad_anchor", None, each.line, None, reason))
 
     def _read_deletions(self) -> list[Deletion]:
-        good, bad = read_deletions(self._folder, self._keys.book, self._keys.public)
+        good, bad, torn = read_deletions(self._folder, self._keys.book, self._keys.public)
+        self._notes += [f"{DELETIONS_FILE}, line {line} was begun and never finished" for line in torn]
         for line in bad:
             reason = f"{DELETIONS_FILE}, line {line} is not a deletion signed with this book's key"
             self._tell(Problem("bad_deletion", None, line, None, reason))

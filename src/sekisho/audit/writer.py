@@ -142,8 +142,7 @@ class SegmentWriter:
     def close(self) -> None:
         """Syncs what it can and lets go of the file. May be called twice."""
         try:
-            if self._open is not None:
-                self.sync()
+            self.sync()
         finally:
             if self._open is not None:
                 self._close_quietly(self._open.descriptor)
@@ -248,8 +247,8 @@ class SegmentWriter:
             try:
                 self._files.sync(segment.descriptor)
                 self._mark_durable()
-            except OSError as sync:
-                log.error("book: %s cannot be synced: %s", segment.path.name, sync)
+            except OSError as refused:
+                log.error("book: %s cannot be synced: %s", segment.path.name, refused)
         self._close_quietly(segment.descriptor)
         self.written = self.durable
 
