@@ -10,6 +10,8 @@ SekishoError              has an HTTP status, OpenAI's `type` and `code`, a mess
 │   ├── NotFound          404 (also another key's object: existence is not told)
 │   ├── MethodNotAllowed  405
 │   ├── BodyTimeout       408, the body came too slowly
+│   ├── AlreadyDecided    409, somebody was first at this ticket
+│   ├── TicketExpired     410, the ticket's time is over: a late decision revives nothing
 │   ├── TooLarge          413
 │   ├── HeadTooLarge      431
 │   ├── RateLimited       429 rate_limit_exceeded, with Retry-After
@@ -91,6 +93,16 @@ class MethodNotAllowed(RequestError):
 class BodyTimeout(RequestError):
     status = 408
     code = "body_timeout"
+
+
+class AlreadyDecided(RequestError):
+    status = 409
+    code = "already_decided"
+
+
+class TicketExpired(RequestError):
+    status = 410
+    code = "ticket_expired"
 
 
 class TooLarge(RequestError):

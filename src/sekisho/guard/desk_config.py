@@ -1,4 +1,4 @@
-"""Settings of `guard.escalation`: who is called for what, how, and who may answer. Holds no secret, only their names."""
+"""Settings of `guard.escalation`: who is called for what, how, and who may answer. Secrets stand here by name only."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -149,6 +149,13 @@ def channels_of_approver(config: EscalationConfig, approver: str) -> tuple[Chann
         return CHANNELS if config.operator else ()
     known = config.approvers.get(approver)
     return () if known is None else known.channels
+
+
+def may_answer(config: EscalationConfig, approver: str, channel: Channel, asking_key: str) -> bool:
+    """Whether the approver has the channel's role, and is not the one who asked."""
+    known = config.approvers.get(approver)
+    own = known is not None and known.key == asking_key and not config.own_requests
+    return channel in channels_of_approver(config, approver) and not own
 
 
 def secret(environment: Mapping[str, str], variable: str | None, file: str | None) -> str | None:

@@ -17,8 +17,8 @@ from sekisho.core.clock import Clock, SystemClock
 from sekisho.core.errors import StoreUnavailable
 from sekisho.store import escalation_rows, key_rows, response_rows, usage_rows
 from sekisho.store.backends import Backend, connect, insert_into
-from sekisho.store.keys import KeyRecord, KeySpec
 from sekisho.store.escalations import Channel, HumanVerdict, LinkToken, Notice, NoticeState, Ticket, TicketState
+from sekisho.store.keys import KeyRecord, KeySpec
 from sekisho.store.migrate import prepare
 from sekisho.store.responses import ResponseRecord
 from sekisho.store.schema import meta
@@ -239,9 +239,6 @@ class Store:
         async with self._write() as connection:
             return await response_rows.fail_stale(connection, now, older_than_s)
 
-    # Settings
-
-    @_to_its_end
     # Escalations. `now` is handed in: the desk decides by which clock a ticket ends.
 
     @_to_its_end
@@ -293,6 +290,9 @@ class Store:
     @_to_its_end
     async def expire_tickets(self, now: float) -> list[Ticket]:
         """Ends every pending ticket whose time is over."""
+        async with self._read() as connection:
+            if not await escalation_rows.overdue(connection, now):
+                return []  # asked every second: no write where there is nothing to do
         async with self._write() as connection:
             return await escalation_rows.expire(connection, now)
 
@@ -340,8 +340,12 @@ class Store:
     @_to_its_end
     async def claim_notices(self, now: float, lease_s: float, limit: int = 32) -> list[Notice]:
         """Due notices, `attempts` counted up, each for one claimer only until `lease_s` is over."""
+        async with self._read() as connection:
+            due = await escalation_rows.due_notices(connection, now, limit)
+        if not due:
+            return []
         async with self._write() as connection:
-            return await escalation_rows.claim_notices(connection, now, lease_s, limit)
+            return await escalation_rows.claim_notices(connection, due, now, lease_s)
 
     @_to_its_end
     async def settle_notice(
@@ -362,6 +366,9 @@ class Store:
         async with self._write() as connection:
             return await escalation_rows.forget(connection, created_before)
 
+    # Settings
+
+    @_to_its_end
     async def get_setting(self, name: str) -> str | None:
         async with self._read() as connection:
             value = (await connection.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one_or_none()

@@ -20,6 +20,7 @@ _NOTICE_FIELDS = tuple(field.name for field in msgspec.structs.fields(Notice))
 _TOKEN_FIELDS = tuple(field.name for field in msgspec.structs.fields(LinkToken))
 _PENDING = escalations.c.state == "pending"
 _LONGEST_ID = 128
+_FARTHEST_ATTEMPT_S = 2 * 3_600.0
 
 
 async def open_ticket(connection: AsyncConnection, ticket: Ticket, notices: Sequence[Notice], now: float) -> Ticket:
@@ -101,6 +102,11 @@ async def close(connection: AsyncConnection, ticket_id: str, state: TicketState,
     return None if row is None else _ticket(row)
 
 
+async def overdue(connection: AsyncConnection, now: float) -> bool:
+    query = select(escalations.c.id).where(_PENDING, escalations.c.expires_at <= now).limit(1)
+    return (await connection.execute(query)).first() is not None
+
+
 async def expire(connection: AsyncConnection, now: float) -> list[Ticket]:
     change = _closing("expired", now).where(escalations.c.expires_at <= now)
     return [_ticket(row) for row in await connection.execute(change.returning(*escalations.c))]
@@ -155,13 +161,19 @@ async def token(connection: AsyncConnection, token_hash: str) -> LinkToken | Non
     return None if row is None else LinkToken(**{name: getattr(row, name) for name in _TOKEN_FIELDS})
 
 
-async def claim_notices(connection: AsyncConnection, now: float, lease_s: float, limit: int) -> list[Notice]:
-    """Due notices, each to one claimer: it must settle them within `lease_s`, or they are due again."""
-    due = and_(escalation_notices.c.state == "pending", escalation_notices.c.next_attempt_at <= now)
-    query = select(escalation_notices.c.id).where(due).order_by(escalation_notices.c.next_attempt_at).limit(limit)
+async def due_notices(connection: AsyncConnection, now: float, limit: int) -> list[str]:
+    query = select(escalation_notices.c.id).where(_due(now)).order_by(escalation_notices.c.next_attempt_at)
+    return list((await connection.execute(query.limit(limit))).scalars())
+
+
+async def claim_notices(
+    connection: AsyncConnection, notice_ids: Collection[str], now: float, lease_s: float
+) -> list[Notice]:
+    """Those of the notices that are still due, each to one claimer: it must settle them within `lease_s`, or they are
+    due again. In order of their ids, so that two claimers never wait in a circle."""
     claimed: list[Notice] = []
-    for notice_id in sorted((await connection.execute(query)).scalars()):
-        change = update(escalation_notices).where(escalation_notices.c.id == notice_id, due)
+    for notice_id in sorted(notice_ids):
+        change = update(escalation_notices).where(escalation_notices.c.id == notice_id, _due(now))
         change = change.values(next_attempt_at=now + lease_s, attempts=escalation_notices.c.attempts + 1)
         row = (await connection.execute(change.returning(*escalation_notices.c))).first()
         if row is not None:
@@ -191,6 +203,12 @@ async def forget(connection: AsyncConnection, created_before: float) -> int:
 
 
 _UNUSED = and_(escalations.c.state == "approved", escalations.c.used_at.is_(None))
+
+
+def _due(now: float) -> ColumnElement[bool]:
+    """A moment too far ahead was written before the clock was set back."""
+    moment = escalation_notices.c.next_attempt_at
+    return and_(escalation_notices.c.state == "pending", or_(moment <= now, moment > now + _FARTHEST_ATTEMPT_S))
 
 
 def _decided(request_hash: str, key_id: str, decided_after: float) -> Any:
