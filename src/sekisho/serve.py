@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,6 +241,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
     from sekisho.engines import registry
     from sekisho.gateway import page
     from sekisho.gateway.app import Gateway, Router
+    from sekisho.gateway.guarding import Guarding
     from sekisho.gateway.queue import FairQueue
     from sekisho.gateway.roster import Entry, Roster
     from sekisho.gateway.routes import ROUTES
@@ -265,15 +267,27 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
     async def open_store() -> Store:
         return await Store.open(database)
 
+    @cache
+    def sealer() -> Sealer:
+        return Sealer(load_or_create_key(home.secrets / "seal.key"))
+
+    clock = SystemClock()
+    escalation = settings.guard.escalation
+    if escalation.link_base_url is None and config.public_url is not None:
+        escalation = msgspec.structs.replace(escalation, link_base_url=config.public_url)
+    guard = msgspec.structs.replace(settings.guard, escalation=escalation)
+    habits = {model.name: model.thinking for model in settings.models}
+    guarding = Guarding(guard, settings.audit, (home.audit, home.secrets, home.guard), sealer, clock, habits)
     return Gateway(
         config,
         Router((*ROUTES, *page.routes(asset, SECURITY_HEADERS))),
-        Roster(entries, settings.aliases, default, config.restart_wait_s),
+        Roster(entries, settings.aliases, default, config.restart_wait_s, guarding.stage),
         UsageSpool(home.spool, fsync=settings.store.usage_fsync),
         open_store,
-        lambda: Sealer(load_or_create_key(home.secrets / "seal.key")),
-        SystemClock(),
+        sealer,
+        clock,
         settings.store.responses_ttl_days * 86_400,
+        guarding,
     )
 
 
@@ -296,9 +310,11 @@ def main() -> int:
     except (OSError, msgspec.DecodeError) as error:
         print(f"{home.run / 'plan.json'} cannot be read ({error}): start with `sekisho up`", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
+    from sekisho.guard.assembly import GuardUnusable
+
     try:
         run_gateway(home, plan)
-    except (ValueError, EngineUnavailable) as error:  # settings that only building the engines could judge
+    except (ValueError, EngineUnavailable, GuardUnusable) as error:  # what only building could judge
         print(f"The gateway cannot run with these settings: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
     return 0

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the harness beside them
 
-from gateway_harness import FAKE, Launch, LiveGateway
+from gateway_harness import FAKE, UNGUARDED, Launch, LiveGateway
 
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
@@ -25,7 +25,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
     def start(*models: ModelConfig, workers: dict[str, Any] | None = None, **options: Any) -> LiveGateway:
         home = Home(tmp_path / f"home{len(started)}").create()
-        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,))
+        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=UNGUARDED)
         live = LiveGateway(home, Plan(settings, workers or {})).start()
         started.append(live)
         return live

@@ -13,10 +13,13 @@ from sekisho import serve
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.app import Gateway
 from sekisho.gateway.server import server
+from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.store import KeyRecord, KeySpec, Store
 
+# What these tests say to the fake engine are orders to it, and no requests of people.
+UNGUARDED = GuardConfig(mode="off", output=False)
 FAKE = ModelConfig(name="fake", engine="fake", slots=64)
 ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
 

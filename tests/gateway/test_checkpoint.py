@@ -26,8 +26,8 @@ from sekisho.core.events import (
 )
 from sekisho.core.turn import Caller, Message, Text, Turn
 from sekisho.core.verdict import Category, Decision, Finding
-from sekisho.gateway.checkpoint import Case, Checkpoint, Ruling
-from sekisho.guard.config import GuardConfig
+from sekisho.gateway.checkpoint import Checkpoint, Held, Ruling
+from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.judge import Judge
 from sekisho.guard.text import View
 from sekisho.wire import think
@@ -79,10 +79,10 @@ class Desk:
 
     def __init__(self, ruling: Ruling | None) -> None:
         self.ruling = ruling
-        self.cases: list[Case] = []
+        self.cases: list[Held] = []
 
-    async def rule(self, case: Case) -> Ruling:
-        self.cases.append(case)
+    async def rule(self, held: Held, mode: Mode) -> Ruling:
+        self.cases.append(held)
         if self.ruling is None:
             await asyncio.Event().wait()
         assert self.ruling is not None

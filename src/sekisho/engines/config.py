@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 BUILTIN_CONTEXT = 2048
+Thinking = Literal["marked", "opened", "unknown", "channels"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
@@ -14,7 +15,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers`
     (-1: all that fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`,
     `threads`. `openai_http`: `url` (ends in /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots` (how many
-    requests may run there at once). `fake`: for tests.
+    requests may run there at once). `fake`: for tests. `thinking`: where an answer's text begins. `marked`: in the
+    answer, thoughts stand between marks; `opened`: in a thought that the chat template has opened; `unknown`: one or
+    the other, so that nothing is streamed before it is clear; `channels`: gpt-oss, only its final channel is shown.
     """
 
     name: str
@@ -37,6 +40,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout_s: float = 5.0
     first_byte_timeout_s: float = 300.0
     idle_timeout_s: float = 120.0
+    thinking: Thinking = "marked"
     options: dict[str, str | int | float | bool] = {}
 
     def __post_init__(self) -> None:

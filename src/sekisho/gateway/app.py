@@ -20,6 +20,7 @@ from sekisho.core.turn import Caller
 from sekisho.gateway.answer import TurnFailed
 from sekisho.gateway.config import GatewayConfig
 from sekisho.gateway.exchange import Exchange
+from sekisho.gateway.guarding import Guarding
 from sekisho.gateway.http import JSON, ClientGone, Header, Receive, Request, Scope, Send
 from sekisho.gateway.identity import (
     Holder,
@@ -36,6 +37,8 @@ from sekisho.gateway.roster import Roster
 from sekisho.gateway.running import Running
 from sekisho.gateway.seal import Sealer
 from sekisho.gateway.trouble import persistently, unexpected
+from sekisho.guard.desk import Desk
+from sekisho.guard.desk_config import EscalationConfig
 from sekisho.store import Store, UsageSpool
 from sekisho.wire import messages, openai_error
 from sekisho.wire.base import ErrorView
@@ -144,6 +147,7 @@ class Gateway:
         sealer: Callable[[], Sealer],
         clock: Clock,
         responses_ttl_s: float,
+        guarding: Guarding,
     ) -> None:
         self.config = config
         self.router = router
@@ -151,6 +155,8 @@ class Gateway:
         self.clock = clock
         self.metrics = Metrics()
         self.responses_ttl_s = responses_ttl_s
+        self.guarding = guarding
+        guarding.bind(lambda: self.store)
         self.answers: dict[str, tuple[str, Running]] = {}
         self.background: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -179,12 +185,14 @@ class Gateway:
             log.error("starting without the store: %s (%s)", error.message, error.id)
         else:
             await self._know_spending()
+        await self.guarding.start()
         loop = asyncio.get_running_loop()
         self._booking = loop.create_task(self.ledger.run(), name="ledger")
         for name, work in (
             ("store", self._keep_connected),
             ("keys", self.ring.watch),
             ("roster", self.roster.watch),
+            ("book", self.guarding.keeper.watch),
         ):
             self._tasks.append(loop.create_task(persistently(name, work), name=name))
 
@@ -198,6 +206,7 @@ class Gateway:
         if self._booking is not None:
             await self._booking
         await self.roster.close()
+        await self.guarding.stop()
         self._spool.close()
         if self._store is not None:
             await self._store.close()
@@ -267,6 +276,14 @@ class Gateway:
     @property
     def store_open(self) -> bool:
         return self._store is not None
+
+    @property
+    def desk(self) -> Desk:
+        return self.guarding.desk
+
+    @property
+    def config_of_desk(self) -> EscalationConfig:
+        return self.guarding.config.escalation
 
     @property
     def sealer(self) -> Sealer:

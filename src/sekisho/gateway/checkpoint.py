@@ -12,9 +12,9 @@ cannot be written the turn fails with 503, and where the guard fails it is refus
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -27,6 +27,7 @@ from sekisho.core.events import (
 )
 from sekisho.core.turn import Turn
 from sekisho.core.verdict import Category, Finding, Verdict
+from sekisho.engines.config import Thinking
 from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
 from sekisho.guard.config import GuardConfig, Mode
@@ -34,12 +35,13 @@ from sekisho.guard.judge import Judge
 from sekisho.guard.output import OutputOptions, OutputWatch
 from sekisho.guard.passages import last_request
 from sekisho.guard.rationale import rationale
+from sekisho.guard.separator import Start
 from sekisho.guard.thinking import Seal, ThinkingFilter, ThinkingOptions
 from sekisho.wire import think
 
 log = logging.getLogger("sekisho.gateway.checkpoint")
 
-_KEPT_CHARS = 200_000  # of an input or an output, in the book
+_STARTS: Final[dict[Thinking, Start]] = {"opened": "thought", "unknown": "unknown"}
 _THREAD_CHARS = 40_000  # longer texts are judged and redacted beside the event loop
 
 
@@ -52,7 +54,7 @@ class Ruling(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-class Case(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True):
     """What the desk is told of a turn. `question` has had its personal data removed."""
 
     turn: Turn
@@ -62,16 +64,16 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class DeskFace(Protocol):
-    """The desk as this stage sees it (`gateway.desk_face`)."""
+    """The desk as this stage sees it (`gateway.people`)."""
 
-    async def rule(self, case: Case) -> Ruling:
+    async def rule(self, held: Held, mode: Mode) -> Ruling:
         """Waits for a person where the category is held; cancelling gives the ticket up."""
         ...
 
 
 class Checkpoint:
     """One for the gateway. `book` raises BookUnavailable while there is none; `mode` is asked at each turn, since an
-    emergency is declared while the server runs. `seal(owner)` seals thinking for one key."""
+    emergency is declared while the server runs. `seal(owner)` seals thinking for one key. `thinking`: by model."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Checkpoint:
         desk: DeskFace | None = None,
         mode: Callable[[], Mode] | None = None,
         seal: Callable[[str], Seal] | None = None,
+        thinking: Mapping[str, Thinking] | None = None,
     ) -> None:
         self._config = config
         self._judge = judge
@@ -88,6 +91,7 @@ class Checkpoint:
         self._desk = desk
         self._mode = mode or (lambda: config.mode)
         self._seal = seal
+        self._thinking = thinking or {}
         self.counts: dict[tuple[str, str, str], int] = {}
 
     async def stage(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
@@ -189,8 +193,8 @@ class Checkpoint:
             text = told.refused(verdict, turn.id)
             yield await passing.ended(told.refusal(text, choices), "refused")
             return
-        case = Case(turn, verdict, record.request_hash, record.input or passing.question)
-        ruling = await self._desk.rule(case)
+        held = Held(turn, verdict, record.request_hash, passing.question)
+        ruling = await self._desk.rule(held, self._mode())
         if ruling.state == "approved":
             async with aclosing(self._watched(turn, inner, passing)) as events:
                 async for batch in events:
@@ -231,7 +235,13 @@ class Checkpoint:
         seal = None
         if self._seal is not None and caller is not None and turn.protocol == "responses":
             seal = self._seal(caller.key_id)
-        options = ThinkingOptions(final_only=think.MARK in turn.extra, reveal=reveal)
+        habit = self._thinking.get(turn.model, "marked")
+        options = ThinkingOptions(
+            start=_STARTS.get(habit, "answer"),
+            final_only=think.MARK in turn.extra,
+            channels=habit == "channels",
+            reveal=reveal,
+        )
         thinking = ThinkingFilter(options, choices, seal=seal, on_thought=passing.thought)
         watch = self._watch(choices)
         async with aclosing(inner(turn)) as events:

@@ -16,7 +16,7 @@ from sekisho.gateway.exchange import estimate_tokens
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.roster import check_fits
 from sekisho.gateway.running import Running
-from sekisho.wire import chat, completions, messages
+from sekisho.wire import chat, completions, messages, think
 from sekisho.wire.base import Encoder
 from sekisho.wire.ollama import chat as ollama_chat_codec
 from sekisho.wire.ollama import generate as ollama_generate_codec
@@ -80,6 +80,11 @@ async def chat_completions(gateway: Gateway, call: Call) -> None:
     await generate(gateway, call, chat, "chatcmpl-")
 
 
+async def think_first(gateway: Gateway, call: Call) -> None:
+    """`/v1/think`: a chat completion of which only the final part is shown."""
+    await generate(gateway, call, _Think(), "chatcmpl-")
+
+
 async def text_completions(gateway: Gateway, call: Call) -> None:
     await generate(gateway, call, completions, "cmpl-")
 
@@ -94,6 +99,16 @@ async def ollama_chat(gateway: Gateway, call: Call) -> None:
 
 async def ollama_generate(gateway: Gateway, call: Call) -> None:
     await generate(gateway, call, _OllamaTimed(ollama_generate_codec, gateway), "ollama_")
+
+
+class _Think:
+    """Chat with the instruction to think in parts; the checkpoint lets out the final one."""
+
+    def decode(self, body: bytes, request_id: str) -> Turn:
+        return think.asking(chat.decode(body, request_id))
+
+    def encoder(self, turn: Turn, created: int) -> Encoder:
+        return chat.encoder(turn, created)
 
 
 class _OllamaTimed:

@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from sekisho.audit.book import Book
-from sekisho.audit.records import OutcomeRecord
+from sekisho.audit.records import OutcomeRecord, Receipt
 from sekisho.core.events import Batch, Failed, Finished, RefusalDelta, TextDelta, ToolCallDelta, Usage
 from sekisho.core.turn import Part, Reasoning, ToolCall, ToolResult, Turn
 from sekisho.guard.personal import Pseudonyms, redact
@@ -118,10 +118,10 @@ class Passing:
         )
 
 
-_LEFT: set[asyncio.Future[object]] = set()
+_LEFT: set[asyncio.Task[Receipt]] = set()
 
 
-def _tell(task: "asyncio.Future[object]") -> None:
+def _tell(task: asyncio.Task[Receipt]) -> None:
     _LEFT.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the outcome of a cancelled request is not in the book: %s", error)

@@ -86,7 +86,7 @@ async def _keep(
     gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, answer: Answer, key_id: str
 ) -> None:
     """Stores the response as it stands now."""
-    response = _cancelled(encoder) if isinstance(answer.aborted, Cancelled) else encoder.response()
+    response = _cancelled(encoder.stored()) if isinstance(answer.aborted, Cancelled) else encoder.stored()
     now = gateway.clock.now()
     await gateway.store.put_response(
         ResponseRecord(
@@ -98,14 +98,16 @@ async def _keep(
             previous_response_id=asked.previous_response_id,
             model=asked.turn.model,
             response=msgspec.json.encode(response),
-            input_items=msgspec.json.encode(asked.input_items),
+            input_items=msgspec.json.encode(
+                codec.sealed_items(asked.input_items, lambda text: gateway.sealer.seal(text, key_id))
+            ),
         )
     )
 
 
-def _cancelled(encoder: ResponsesEncoder) -> dict[str, Any]:
+def _cancelled(response: dict[str, Any]) -> dict[str, Any]:
     """Not a failure, whatever the stream was told."""
-    return codec.cancelled({**encoder.response(), "status": "in_progress", "error": None})
+    return codec.cancelled({**response, "status": "in_progress", "error": None})
 
 
 async def _start_background(
@@ -187,7 +189,7 @@ async def cancel(gateway: Gateway, call: Call) -> None:
         if answer.ended and not isinstance(answer.aborted, Cancelled):
             raise _too_late(answer.encoder.response()["status"])
         answer.abort(Cancelled("The response was cancelled."))
-        response = _cancelled(answer.encoder)
+        response = _cancelled(answer.encoder.response())
         await answer.done()
         await call.request.respond(200, msgspec.json.encode(response))
         return

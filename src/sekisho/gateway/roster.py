@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from sekisho.core.errors import EngineUnavailable, Forbidden, InvalidRequest, NotFound
-from sekisho.core.events import Batch, EventStream, Handler, compose
+from sekisho.core.events import Batch, EventStream, Handler, Stage, compose
 from sekisho.core.turn import EmbedRequest, Turn
 from sekisho.engines.base import Embeddings, Engine, EngineModel, Health
 from sekisho.engines.config import ModelConfig
@@ -51,14 +51,19 @@ class Roster:
     """Finds the model of a turn and runs the turn through queue and engine."""
 
     def __init__(
-        self, entries: Iterable[Entry], aliases: Mapping[str, str], default: str | None, restart_wait_s: float
+        self,
+        entries: Iterable[Entry],
+        aliases: Mapping[str, str],
+        default: str | None,
+        restart_wait_s: float,
+        checkpoint: Stage,
     ) -> None:
         self.entries = {entry.name: entry for entry in entries}
         self._aliases = dict(aliases)
         self._default = default
         self._restart_wait_s = restart_wait_s
-        # The road inside the gateway, outermost first. The guard, personas and memory join this list.
-        self._road = compose([self._queued, self._through_restarts], self._engine)
+        # The road inside the gateway, outermost first. Personas and memory will join this list.
+        self._road = compose([checkpoint, self._queued, self._through_restarts], self._engine)
 
     def find(self, name: str, holder: Holder) -> Entry:
         """The model's entry. Raises NotFound for an unknown name, Forbidden for one that the key may not use."""

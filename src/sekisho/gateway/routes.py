@@ -1,10 +1,11 @@
 """Every address of the API, in one table: what the router, the OpenAPI document and the docs' test read."""
 
-from sekisho.gateway import generation, listing, openapi, responses, status
+from sekisho.gateway import escalations, generation, listing, openapi, responses, status
 from sekisho.gateway.app import Route
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", generation.chat_completions, "Chat (OpenAI)", "chat"),
+    Route("POST", "/v1/think", generation.think_first, "Chat that thinks in parts and shows only the last one", "chat"),
     Route("POST", "/v1/completions", generation.text_completions, "Continue a text (OpenAI, legacy)", "chat"),
     Route("POST", "/v1/responses", responses.create, "Responses with state (OpenAI)", "chat"),
     Route("GET", "/v1/responses/{response_id}", responses.retrieve, "A stored response", "chat"),
@@ -24,6 +25,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/show", listing.ollama_show, "One model (Ollama)"),
     Route("GET", "/api/ps", listing.ollama_ps, "Loaded models (Ollama)"),
     Route("GET", "/api/version", listing.ollama_version, "Version (Ollama)"),
+    Route("GET", "/v1/escalations", escalations.list_tickets, "Requests that wait for a person"),
+    Route("GET", "/v1/escalations/{ticket_id}", escalations.show_ticket, "One of them"),
+    Route("POST", "/v1/escalations/{ticket_id}/decision", escalations.decide_ticket, "Approve, answer or deny"),
+    Route("POST", "/escalation/{ticket_id}", escalations.redeem_link, "What a single-use link decides", public=True),
     Route("GET", "/healthz", status.healthz, "The process lives", public=True),
     Route("GET", "/readyz", status.readyz, "A model can answer", public=True),
     Route("GET", "/metrics", status.metrics, "Prometheus metrics", public=True),

@@ -1,0 +1,112 @@
+"""Guard, book and desk of one gateway: put together, opened and closed as one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sekisho.audit.config import AuditConfig
+from sekisho.core.clock import Clock
+from sekisho.core.errors import StoreUnavailable
+from sekisho.core.events import Stage
+from sekisho.engines.config import Thinking
+from sekisho.gateway.bookkeeper import Bookkeeper
+from sekisho.gateway.checkpoint import Checkpoint
+from sekisho.gateway.people import DeskOnTheRoad, into_book
+from sekisho.gateway.seal import Sealer
+from sekisho.guard.assembly import build_judge
+from sekisho.guard.config import GuardConfig, Mode
+from sekisho.guard.desk import Desk
+from sekisho.guard.emergency import EmergencySwitch, emergency_file
+from sekisho.guard.notify import OutboundNotifier
+from sekisho.guard.personal import redact
+from sekisho.guard.quiet import QuietNotifier
+from sekisho.guard.thinking import Seal
+from sekisho.store import Store
+
+
+class Guarding:
+    """`audit_folder`, `secrets` and `team_folder` are the home's. `sealer` is made on first use. `thinking`: by model.
+
+    Raises `guard.assembly.GuardUnusable` where rules, model or thresholds cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        audit: AuditConfig,
+        folders: tuple[Path, Path, Path],
+        sealer: Callable[[], Sealer],
+        clock: Clock,
+        thinking: Mapping[str, Thinking],
+    ) -> None:
+        audit_folder, secrets, team_folder = folders
+        self.config = config
+        self.keeper = Bookkeeper(audit_folder, secrets, audit)
+        self._switch = EmergencySwitch(emergency_file(team_folder))
+        self._store: Callable[[], Store] = _no_store
+        notifier = (
+            QuietNotifier() if config.test_mode else OutboundNotifier(config.escalation, lambda t: redact(t).text)
+        )
+        self.desk = Desk(
+            lambda: self._store(),
+            config.escalation,
+            notifier,
+            clock,
+            into_book(self.keeper),
+            sealer=_Late(sealer),
+        )
+        self.checkpoint = Checkpoint(
+            config,
+            build_judge(config, team_folder),
+            self.keeper.book,
+            DeskOnTheRoad(self.desk, config),
+            self.mode,
+            lambda owner: _sealing(sealer, owner),
+            thinking,
+        )
+
+    @property
+    def stage(self) -> Stage:
+        """The outermost skin of every turn's road."""
+        return self.checkpoint.stage
+
+    def mode(self) -> Mode:
+        """What is in force now: an emergency wins over the settings."""
+        return self._switch.mode(self.config.mode)
+
+    def bind(self, store: Callable[[], Store]) -> None:
+        """Where tickets are kept. `store` raises StoreUnavailable while there is none."""
+        self._store = store
+
+    async def start(self) -> None:
+        """Opens the book if it can be opened, and begins the desk's work."""
+        await self.keeper.open()
+        await self.desk.start()
+
+    async def stop(self) -> None:
+        await self.desk.close()
+        await self.keeper.close()
+
+
+class _Late:
+    """A sealer that is made when it is first needed: the cipher costs 20 ms that most starts do not need."""
+
+    def __init__(self, make: Callable[[], Sealer]) -> None:
+        self._make = make
+
+    def seal(self, text: str, owner: str) -> str:
+        return self._make().seal(text, owner)
+
+    def unseal(self, sealed: str, owner: str) -> str | None:
+        return self._make().unseal(sealed, owner)
+
+
+def _clean(text: str) -> str:
+    return redact(text).text
+
+
+def _sealing(sealer: Callable[[], Sealer], owner: str) -> Seal:
+    return lambda text: sealer().seal(text, owner)
+
+
+def _no_store() -> Store:
+    raise StoreUnavailable("The store does not answer.", retry_after_s=5.0)

@@ -1,0 +1,77 @@
+"""The desk on the road of a turn: a held request becomes a ticket, or finds what a person said of it before."""
+
+import asyncio
+
+from sekisho.audit.records import EscalationRecord
+from sekisho.gateway.bookkeeper import Bookkeeper
+from sekisho.gateway.checkpoint import Held, Ruling
+from sekisho.gateway.passing import user_of
+from sekisho.guard.config import GuardConfig, Mode
+from sekisho.guard.desk import Desk
+from sekisho.guard.desk_config import behaviour_of
+from sekisho.guard.desk_records import Case, DeskEvent, OnEvent
+from sekisho.guard.personal import redact
+
+
+class DeskOnTheRoad:
+    """`checkpoint.DeskFace` over a desk."""
+
+    def __init__(self, desk: Desk, config: GuardConfig) -> None:
+        self._desk = desk
+        self._config = config
+
+    async def rule(self, held: Held, mode: Mode) -> Ruling:
+        turn, caller = held.turn, held.turn.caller
+        key_id = caller.key_id if caller else ""
+        before = await self._desk.approved(held.request_hash, key_id, turn.id)
+        if before is not None:
+            return Ruling("answered" if before.state == "answered" else "approved", before.id, before.answer)
+        denied = await self._desk.denied(held.request_hash, key_id)
+        if denied is not None:
+            return Ruling("denied", denied.id, reason=denied.reason)
+        behaviour = behaviour_of(self._config.escalation, held.verdict.category, mode)
+        if self._config.test_mode:
+            behaviour = "ticket"
+        ticket = await self._desk.open(
+            Case(
+                request_hash=held.request_hash,
+                request_id=turn.id,
+                key_id=key_id,
+                key_name=caller.name if caller else "",
+                model=turn.model,
+                protocol=turn.protocol,
+                verdict=held.verdict,
+                question=held.question,
+                behaviour=behaviour,
+                user=user_of(turn) or None,
+            )
+        )
+        if behaviour == "ticket":
+            return Ruling("waiting", ticket.id)
+        try:
+            outcome = await self._desk.wait(ticket.id)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._desk.abandon(ticket.id))
+            raise
+        return Ruling(outcome.state, ticket.id, outcome.ticket.answer, outcome.ticket.reason)
+
+
+def into_book(keeper: Bookkeeper) -> OnEvent:
+    """What the desk tells, as records. The text loses its personal data first."""
+
+    async def tell(event: DeskEvent) -> None:
+        await keeper.book().append(
+            EscalationRecord(
+                ticket_id=event.ticket_id,
+                request_id=event.request_id,
+                event=event.kind,
+                user_id=event.actor or event.user or "",
+                key_id=event.key_id,
+                category=event.category,
+                channel=event.channel,
+                text=redact(event.text).text if event.text else "",
+                request_hash=event.request_hash,
+            )
+        )
+
+    return tell
