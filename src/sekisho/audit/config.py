@@ -17,6 +17,10 @@ class AnchorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: int = 1000
     seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.records < 1 or not self.seconds > 0:
+            raise ValueError("`records` must be at least 1 and `seconds` more than 0")
+
 
 class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`text` says what is kept of inputs and outputs: the redacted text, or a keyed hash of it.
@@ -35,3 +39,11 @@ class AuditConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compress: bool = True
     vault: bool = False
     text: Text = "full"
+
+    def __post_init__(self) -> None:
+        if not self.segment_mb > 0 or self.group_records < 1:
+            raise ValueError("`segment_mb` must be more than 0 and `group_records` at least 1")
+        if not 0 <= self.group_wait_ms <= 1000:
+            raise ValueError("`group_wait_ms` must be from 0 to 1000")
+        if not self.retention_days >= 0:
+            raise ValueError("`retention_days` must not be negative (0 keeps all)")

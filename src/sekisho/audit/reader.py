@@ -11,6 +11,8 @@ from sekisho.audit.records import AdminRecord, Entry, EscalationRecord, OutcomeR
 from sekisho.audit.segment import Header, Line, Sealer, parse_header, parse_line, read_lines, segments
 from sekisho.core.errors import BookUnavailable
 
+MAX_LINES = 20_000_000  # a small packed file may hold very many empty ones
+
 
 class Opened(msgspec.Struct, frozen=True):
     """A line of a segment with what is known of it. `payload` is None where the line is not genuine."""
@@ -40,6 +42,8 @@ class SegmentReader:
             return
         sealer = Sealer(self._keys, self.header.book, self.header.first)
         for number, raw in enumerate(read_lines(self._path), 1):
+            if number > MAX_LINES:
+                raise OSError(f"{self._path.name} has more lines than any segment")
             if number > 1:
                 line = parse_line(raw)
                 yield Opened(number, raw, line, None if line is None else sealer.open(line))

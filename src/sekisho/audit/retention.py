@@ -120,4 +120,7 @@ def read_deletions(folder: Path, book: str, public: bytes) -> tuple[list[Deletio
 
 
 def _seconds(started: str) -> float:
-    return datetime.fromisoformat(started).astimezone(UTC).timestamp()
+    try:
+        return datetime.fromisoformat(started).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        return float("inf")  # somebody was at the header: nothing is deleted by what it says

@@ -137,7 +137,7 @@ def segments(folder: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):  # the plain name sorts before the packed one
         match = _NAME.fullmatch(path.name)
-        if match is not None and path.name.startswith(f"{int(match[1]):08d}."):
+        if match is not None and path.name.startswith(f"{int(match[1]):08d}.") and path.is_file():
             found.setdefault(int(match[1]), path)
     return dict(sorted(found.items()))
 

@@ -55,6 +55,8 @@ class Upkeep:
                 log.error("book: packing: %s", error)
             except BookUnavailable as error:
                 log.error("%s: book: retention: %s", error.id, error.message)
+            except Exception:  # the thread must live: what failed once is tried again in an hour
+                log.exception("book: upkeep failed")
             self._awake.wait(EVERY_S)
             self._awake.clear()
 
