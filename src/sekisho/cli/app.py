@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from sekisho.cli import clients, configuration, doctor, keys, models, server, usage, version
+from sekisho.cli import (
+    audit,
+    clients,
+    configuration,
+    doctor,
+    emergency,
+    escalation,
+    guard,
+    keys,
+    models,
+    server,
+    usage,
+    version,
+)
 from sekisho.cli.options import example
 
 app = typer.Typer(
@@ -33,6 +46,10 @@ server.register(app)
 app.add_typer(keys.app, name="key")
 usage.register(app)
 app.add_typer(models.app, name="model")
+app.add_typer(guard.app, name="guard")
+app.add_typer(audit.app, name="audit")
+app.add_typer(escalation.app, name="escalation")
+app.add_typer(emergency.app, name="emergency")
 app.add_typer(configuration.app, name="config")
 clients.register(app)
 doctor.register(app)

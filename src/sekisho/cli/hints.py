@@ -8,7 +8,10 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _given: ContextVar[Path | None] = ContextVar("the home on the command line", default=None)
-_COMMAND = re.compile(r"sekisho (?:(?:key|model|config|client) \w+|up|down|status|usage|doctor)\b(?! --h)")
+_COMMAND = re.compile(
+    r"sekisho (?:guard rules \w+|(?:key|model|config|client|guard|audit|escalation|emergency) \w+"
+    r"|up|down|status|usage|doctor)\b(?! --h)"
+)
 
 
 def remember_home(home: Path | None) -> Path | None:

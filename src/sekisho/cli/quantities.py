@@ -70,6 +70,17 @@ def _instant(text: str) -> float:
     return moment.timestamp() + day_s
 
 
+def past(option: str, text: str, now: float) -> float:
+    """`30m`, `2h`, `7d` (that long ago), `2026-11-20` (its beginning, UTC) or a date and time -> seconds since 1970."""
+    if age := AGE.fullmatch(text.lower()):
+        return now - int(age[1]) * AGES[age[2]]
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise _wrong(option, text, "as in 2h (ago), 7d, 2026-11-20 or 2026-11-20T18:00+09:00") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+
+
 def grace(text: str) -> float:
     """`0`, `90`, `15m`, `2h`, `7d` -> seconds."""
     match = re.fullmatch(r"([0-9]{1,7})([smhdw]?)", text.lower())

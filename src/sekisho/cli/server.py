@@ -24,6 +24,12 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="A GGUF file, or a model of the settings; serves this one only, for this run."),
 ]
+GuardOption = Annotated[
+    str | None, typer.Option("--guard", metavar="MODE", help="off, basic, production or emergency, for this run.")
+]
+TestModeOption = Annotated[
+    bool, typer.Option("--test-mode", help="The guard decides and records, but calls nobody and holds nobody.")
+]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Return when the server answers; it goes on running.")]
 
 
@@ -37,6 +43,8 @@ def up(
     host: HostOption = None,
     port: PortOption = None,
     model: ModelOption = None,
+    guard: GuardOption = None,
+    test_mode: TestModeOption = False,
     detach: DetachOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -45,7 +53,7 @@ def up(
     from sekisho.ops.home import running
 
     out, place = Output(as_json=as_json), at_home(home)
-    settings = overridden(settings_of(place), host, port, model)
+    settings = guarded(overridden(settings_of(place), host, port, model), guard, test_mode)
     state = running(place)
     if state is not None:
         _tell_already(out, state)
@@ -53,7 +61,7 @@ def up(
     if detach:
         from sekisho.cli.detached import start
 
-        start(out, place, _arguments(host, port, model))
+        start(out, place, _arguments(host, port, model, guard, test_mode))
         return
     raise typer.Exit(_serve(out, place, settings))
 
@@ -109,6 +117,23 @@ def overridden(settings: "Settings", host: str | None, port: int | None, model: 
     return settings if model is None else _with_model(settings, model)
 
 
+def guarded(settings: "Settings", mode: str | None, test_mode: bool) -> "Settings":
+    """The settings with the guard of this run. Raises CommandFailed for a mode that there is not."""
+    from typing import get_args
+
+    import msgspec
+
+    from sekisho.guard.config import Mode
+
+    if mode is not None and mode not in get_args(Mode):
+        hint = f"modes are {', '.join(get_args(Mode))}"
+        raise CommandFailed(f"--guard: {mode!r} is not a mode", hint=hint, exit_code=USAGE)
+    guard = msgspec.structs.replace(
+        settings.guard, mode=mode or settings.guard.mode, test_mode=test_mode or settings.guard.test_mode
+    )
+    return msgspec.structs.replace(settings, guard=guard)
+
+
 def _with_model(settings: "Settings", model: str) -> "Settings":
     import msgspec
 
@@ -126,9 +151,10 @@ def _with_model(settings: "Settings", model: str) -> "Settings":
     return msgspec.structs.replace(settings, models=(chosen,), aliases=aliases, default_model=None)
 
 
-def _arguments(host: str | None, port: int | None, model: str | None) -> list[str]:
-    given = {"--host": host, "--port": port, "--model": model}
-    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+def _arguments(host: str | None, port: int | None, model: str | None, guard: str | None, test_mode: bool) -> list[str]:
+    given = {"--host": host, "--port": port, "--model": model, "--guard": guard}
+    words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    return [*words, "--test-mode"] if test_mode else words
 
 
 def down(

@@ -7,40 +7,22 @@
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
+from zipfile import BadZipFile
 
 from sekisho.guard.config import GuardConfig
-from sekisho.guard.judge import Judge, Leaning
+from sekisho.guard.judge import Judge
 from sekisho.guard.rule_file import RuleError
 from sekisho.guard.rules import RuleFolder
 
 if TYPE_CHECKING:  # numpy, which a start without a judge does not need
     from sekisho.guard.band import Band
-    from sekisho.guard.classifier import Classifier
-
-PACKAGED_BAND = Path(__file__).with_name("band.json")
+    from sekisho.guard.linear import LinearModel
 
 _log = logging.getLogger(__name__)
 
 
 class GuardUnusable(Exception):
     """The guard cannot be put together, so nothing may be answered. The text says what to mend."""
-
-
-class BandedClassifier:
-    """The classifier, its scores cut by a band: `judge.Linear`. Safe in several threads."""
-
-    def __init__(self, classifier: "Classifier", band: "Band") -> None:
-        import hashlib
-
-        self.classifier = classifier
-        self.band = band
-        self.version = f"{classifier.version}-{hashlib.sha256(msgspec.json.encode(band)).hexdigest()[:8]}"
-
-    def lean(self, text: str, language: str) -> Leaning:
-        cut = self.band.decide(self.classifier.scores(text, language), language)
-        return Leaning(cut.decision, cut.category, cut.confidence, cut.threshold, "classifier" if cut.sure else "band")
 
 
 def rules_folder(team_folder: Path) -> Path:
@@ -54,7 +36,7 @@ def band_file(team_folder: Path) -> Path:
 def build_judge(config: GuardConfig, team_folder: Path) -> Judge:
     """The judge of these settings. Loads about 8 MB. Raises GuardUnusable where rules, model or thresholds are wrong:
     an edit of the rules that is wrong later changes nothing (`RuleFolder.problem`)."""
-    return Judge(load_rules(team_folder).current, load_classifier(team_folder), config.languages)
+    return Judge(load_rules(team_folder).current, load_linear(team_folder), config.languages)
 
 
 def load_rules(team_folder: Path) -> RuleFolder:
@@ -65,28 +47,17 @@ def load_rules(team_folder: Path) -> RuleFolder:
         raise GuardUnusable(f"the guard's rules cannot be used:\n{error}") from error
 
 
-def load_classifier(team_folder: Path) -> BandedClassifier | None:
-    """The packaged model with the team's thresholds, else the packaged ones. None in a package without a model, where
-    rules decide alone; the policy version says so. Raises GuardUnusable."""
-    from sekisho.guard import classifier
+def load_linear(team_folder: Path) -> "LinearModel":
+    """The packaged model with the team's thresholds, else the packaged ones. Raises GuardUnusable: rules alone would
+    let through what they do not know."""
+    from sekisho.guard.linear import LinearModel
 
     try:
-        model = classifier.Classifier.load()
-    except FileNotFoundError:
-        _log.error("the guard has no model: rules decide alone")
-        return None
-    except (OSError, ValueError) as error:
+        model = LinearModel.load()
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
         raise GuardUnusable(f"the guard's model cannot be used: {error}. Install Sekisho again") from error
-    return BandedClassifier(model, _own_band(band_file(team_folder), model.version) or _packaged_band(model))
-
-
-def _packaged_band(model: "Classifier") -> "Band":
-    from sekisho.guard.band import Band
-
-    try:
-        return Band.load(PACKAGED_BAND)
-    except (OSError, ValueError) as error:
-        raise GuardUnusable(f"the guard's thresholds cannot be used: {error}. Install Sekisho again") from error
+    band = _own_band(band_file(team_folder), model.classifier.version)
+    return model if band is None else LinearModel(model.classifier, band)
 
 
 def _own_band(path: Path, model_version: str) -> "Band | None":

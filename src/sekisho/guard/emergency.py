@@ -38,12 +38,21 @@ def read_emergency(path: Path) -> Emergency | None:
 
 
 class EmergencySwitch:
-    """Asked at every turn: looks at the file at most every `every_s` seconds. Safe in several threads."""
+    """Asked at every turn: looks at the file at most every `every_s` seconds. Safe in several threads.
 
-    def __init__(self, path: Path, every_s: float = EVERY_S, monotonic: Callable[[], float] = time.monotonic) -> None:
+    `on_change` hears of each change, in the thread that noticed it: the book must know."""
+
+    def __init__(
+        self,
+        path: Path,
+        every_s: float = EVERY_S,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_change: Callable[[Emergency | None], None] | None = None,
+    ) -> None:
         self.path = path
         self._every_s = every_s
         self._monotonic = monotonic
+        self._on_change = on_change
         self._lock = threading.Lock()
         self._next_look = monotonic() + every_s
         self._emergency: Emergency | None = None
@@ -78,3 +87,5 @@ class EmergencySwitch:
             _log.warning("emergency on, by %s: %s", found.by, found.reason)
         elif found is None and before is not None:
             _log.warning("emergency off")
+        if found != before and self._on_change is not None:
+            self._on_change(found)
