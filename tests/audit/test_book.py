@@ -59,6 +59,24 @@ async def test_a_second_writer_is_refused(shelf: Shelf) -> None:
     shelf.open().close()
 
 
+async def test_a_writer_in_another_process_is_refused(shelf: Shelf) -> None:
+    """The lock holds between processes, and a writer that is killed leaves none behind."""
+    code = (
+        "import sys; from pathlib import Path; from sekisho.audit import Book\n"
+        "from sekisho.core.errors import BookUnavailable\n"
+        "try: book = Book.open(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except BookUnavailable: sys.exit(7)\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", code, str(shelf.folder), str(shelf.secrets)]
+    book = shelf.open()
+    assert (await asyncio.to_thread(subprocess.run, command, check=False)).returncode == 7
+    book.close()
+    assert (await asyncio.to_thread(subprocess.run, command, check=False)).returncode == -9
+    shelf.open().close()
+    assert shelf.verify(anchors=False).ok
+
+
 async def test_a_closed_book_takes_nothing(shelf: Shelf) -> None:
     """An append after close fails; closing twice is harmless."""
     book = shelf.open()
@@ -95,9 +113,12 @@ async def test_hash_only_keeps_no_text(shelf: Shelf) -> None:
     book = shelf.open()
     await book.append(verdict("short"))
     await book.append(OutcomeRecord(request_id="req_1", status="ok", output="short"))
+    await book.append(EscalationRecord(ticket_id="t", request_id="req_1", event="answered", text="short"))
     told = book.text_hash("short")
     book.close()
-    first, second = (entry.record for entry in shelf.entries())
+    first, second, third = (entry.record for entry in shelf.entries())
+    assert isinstance(third, EscalationRecord)
+    assert (third.text, third.text_hash) == ("", told)
     assert isinstance(first, VerdictRecord)
     assert isinstance(second, OutcomeRecord)
     assert (first.input, second.output) == ("", "")

@@ -20,7 +20,7 @@ from sekisho.audit.anchor import Anchor, Anchorer
 from sekisho.audit.config import AuditConfig
 from sekisho.audit.files import Files, FolderLock
 from sekisho.audit.keys import WriterKeys, public_key, text_hash
-from sekisho.audit.records import AdminRecord, OutcomeRecord, Receipt, Record, VerdictRecord, encode
+from sekisho.audit.records import AdminRecord, EscalationRecord, OutcomeRecord, Receipt, Record, VerdictRecord, encode
 from sekisho.audit.retention import RETENTION_ACTION, Deletion
 from sekisho.audit.segment import MAX_RECORD_BYTES, segments
 from sekisho.audit.upkeep import Upkeep
@@ -220,6 +220,8 @@ class Book:
                 record = msgspec.structs.replace(record, input="", input_hash=self.text_hash(record.input))
             elif isinstance(record, OutcomeRecord):
                 record = msgspec.structs.replace(record, output="", output_hash=self.text_hash(record.output))
+            elif isinstance(record, EscalationRecord):
+                record = msgspec.structs.replace(record, text="", text_hash=self.text_hash(record.text))
         return record
 
     def _work(self) -> None:

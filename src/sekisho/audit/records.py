@@ -69,6 +69,7 @@ class EscalationRecord(
     category: Category = "none"
     channel: str = ""
     text: str = ""
+    text_hash: str = ""
     request_hash: str = ""
 
 
