@@ -1,0 +1,161 @@
+"""What a text must hold for a pattern to match: literals, read off the pattern, so that most rules cost nothing.
+
+A Latin literal at a word's start is looked up by its first three letters among the words of the text, a Japanese one by
+two letters among the pairs of the text."""
+
+import operator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from re import _constants as op  # type: ignore[attr-defined]
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
+
+import msgspec
+
+PREFIX = 3
+_LONGEST_REPEAT = 200
+_MOST_STEPS = 2_000
+_COMMON = frozenset(
+    word[:PREFIX]
+    for word in (
+        *("make", "how", "with", "your", "this", "please", "the", "and", "for", "can", "what", "you", "get", "use"),
+        *("give", "tell", "show", "write", "want", "need", "from", "all", "any", "without", "step", "explain", "have"),
+        *("create", "build", "person", "people", "into", "someone", "work", "help", "that", "are", "not", "she", "her"),
+        *("his", "him", "they", "them", "was", "who", "why", "when", "where", "would", "should", "could", "does"),
+        *("did", "has", "been", "being", "able", "information", "system", "data", "user", "company", "code", "file"),
+    )
+)
+_WORDS = bytes(c if chr(c).isalnum() and c < 128 else 32 for c in range(256))
+_ASCII = re.compile("[\x00-\x7f]+")
+_WORD = re.compile("[0-9a-z]+")
+_KANA = re.compile("[\u3041-\u309f]")
+
+
+class PatternError(ValueError):
+    """A pattern that must not be used, and why."""
+
+
+class Need(msgspec.Struct, frozen=True):
+    """A literal that must be in the text; `key` is what `keys` of such a text hold, "" when none can be told."""
+
+    literal: str
+    key: str
+    worth: int
+
+
+Needs = frozenset[Need]
+
+
+def keys(text: str) -> set[str]:
+    """The look-up keys of a plain text: the beginnings of Latin words and the pairs of other letters."""
+    words = set(text.encode("ascii", "replace").translate(_WORDS).decode("ascii").split())
+    found = {word[:PREFIX] for word in words}
+    if not text.isascii():
+        rest = _ASCII.sub(" ", text)
+        found.update(map(operator.add, rest, rest[1:]))
+    return found
+
+
+def needs(pattern: str) -> Needs | None:
+    """Literals of which every match holds at least one; None when that cannot be told. Raises PatternError for a
+    pattern that is wrong, or could be slow: without bounds, or with repetition in repetition."""
+    try:
+        tree = _parser.parse(pattern, re.ASCII)
+    except re.error as error:
+        raise PatternError(f"not a regular expression: {error}") from error
+    _check(tree, 1)
+    return _of_sequence(tree, at_start=False)
+
+
+def best(choices: Iterable[Needs | None]) -> Needs | None:
+    """The most telling of several sets that must all be met."""
+    told = [choice for choice in choices if choice]
+    return max(told, key=_worth, default=None)
+
+
+def union(choices: Sequence[Needs | None]) -> Needs | None:
+    """What a text must hold when one of several patterns must match."""
+    if not choices or any(not choice for choice in choices):
+        return None
+    return frozenset(need for choice in choices if choice for need in choice)
+
+
+def _worth(choice: Needs) -> tuple[int, int]:
+    return min(need.worth for need in choice), -len(choice)
+
+
+def _of_sequence(sequence: Any, at_start: bool) -> Needs | None:
+    """The best need in a sequence of parsed nodes. `at_start`: a word begins here."""
+    choices: list[Needs | None] = []
+    run, run_at_start = "", at_start
+    for node, argument in sequence:
+        if node is op.LITERAL:
+            run_at_start = run_at_start if run else at_start
+            run += chr(argument)
+            at_start = not chr(argument).isalnum()
+            continue
+        choices.append(_of_literal(run, run_at_start))
+        run = ""
+        if node is op.AT:
+            at_start = argument in (op.AT_BOUNDARY, op.AT_BEGINNING_STRING, op.AT_BEGINNING)
+            continue
+        if node in (op.ASSERT, op.ASSERT_NOT):
+            continue
+        choices.append(_of_node(node, argument, at_start))
+        at_start = False
+    choices.append(_of_literal(run, run_at_start))
+    return best(choices)
+
+
+def _of_node(node: Any, argument: Any, at_start: bool) -> Needs | None:
+    if node is op.SUBPATTERN:
+        return _of_sequence(argument[-1], at_start)
+    if node is op.ATOMIC_GROUP:
+        return _of_sequence(argument, at_start)
+    if node is op.BRANCH:
+        return union([_of_sequence(branch, at_start) for branch in argument[1]])
+    if node in (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT) and argument[0] > 0:
+        return _of_sequence(argument[2], at_start)
+    return None
+
+
+def _of_literal(literal: str, at_start: bool) -> Needs | None:
+    options = list(_keys_of_literal(literal, at_start))
+    if options:
+        worth, key = max(options)
+        return frozenset({Need(literal, key, worth)})
+    return frozenset({Need(literal, "", 0)}) if len(literal) >= 2 else None
+
+
+def _keys_of_literal(literal: str, at_start: bool) -> Iterator[tuple[int, str]]:
+    for word in _WORD.finditer(literal):
+        if (at_start if word.start() == 0 else True) and len(word[0]) >= PREFIX:
+            key = word[0][:PREFIX]
+            yield (1 if key in _COMMON and len(word[0]) < 6 else min(len(word[0]), 6)), key
+    for pair in map(operator.add, literal, literal[1:]):
+        if not pair[0].isascii() and not pair[1].isascii():
+            yield 5 - 2 * len(_KANA.findall(pair)), pair
+
+
+def _check(sequence: Any, steps: int) -> None:
+    """Every repetition is bounded, and repetitions within repetitions stay small: no text can make a match slow."""
+    for node, argument in sequence:
+        if node in (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT):
+            most = argument[1]
+            if most is op.MAXREPEAT or most > _LONGEST_REPEAT:
+                raise PatternError(f"a repetition without a bound; write {{0,40}} (at most {_LONGEST_REPEAT})")
+            inner = steps * max(most, 1)
+            if inner > _MOST_STEPS:
+                raise PatternError("a large repetition within a repetition")
+            _check(argument[2], inner)
+        elif node is op.SUBPATTERN:
+            _check(argument[-1], steps)
+        elif node is op.ATOMIC_GROUP:
+            _check(argument, steps)
+        elif node in (op.ASSERT, op.ASSERT_NOT):
+            _check(argument[1], steps)
+        elif node is op.BRANCH:
+            for branch in argument[1]:
+                _check(branch, steps)
+        elif node in (op.LITERAL, op.NOT_LITERAL) and 65 <= argument <= 90:
+            raise PatternError(f"the capital {chr(argument)!r}: texts are lower-case when rules see them")
