@@ -1,5 +1,6 @@
 """What the gateway writes to standard error: JSON lines, which the supervisor redacts and sorts (`ops.log_file`)."""
 
+import asyncio
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import msgspec
 
 from sekisho.store import UsageRecord
 
+_GATHER_S = 0.02
 _ERROR_ID = re.compile(r"err_[0-9a-f]{24}")
 
 
@@ -39,6 +41,7 @@ class DescriptorHandler(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._waiting: list[bytes] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -46,7 +49,24 @@ class DescriptorHandler(logging.Handler):
         except Exception:  # noqa: BLE001  # as every handler does: a log line must not break what it tells of
             self.handleError(record)
 
+    def write_soon(self, line: bytes) -> None:
+        """For the event loop's thread: the line goes out with those of the next moment, and costs its caller no system
+        call. What waits when the process is killed is lost."""
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(_GATHER_S, self.flush)
+
+    def flush(self) -> None:
+        """Writes what waits. Called at the end of the process as well."""
+        lines, self._waiting = self._waiting, []
+        if lines:
+            try:
+                self.write(b"".join(lines))
+            except OSError:
+                return  # nobody reads our standard error any more; the usage rows tell the same
+
     def write(self, line: bytes) -> None:
+        """Raises OSError."""
         self.acquire()
         try:
             while line:
@@ -77,7 +97,7 @@ _write: Callable[[bytes], None] | None = None
 
 
 def note_request(record: UsageRecord) -> None:
-    """Writes the request's line, where this process logs at all. Costs some microseconds; raises nothing."""
+    """Writes the request's line, where this process logs at all. Called in the event loop."""
     if _write is None:
         return
     ttft_ms = record.ttft_ms
@@ -95,10 +115,7 @@ def note_request(record: UsageRecord) -> None:
         record.cached_tokens,
         record.error_id,
     )
-    try:
-        _write(_encoder.encode(line) + b"\n")
-    except OSError:
-        return  # nobody reads our standard error any more; the usage row tells the same
+    _write(_encoder.encode(line) + b"\n")
 
 
 def log_to_stderr() -> None:
@@ -109,4 +126,4 @@ def log_to_stderr() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    _write = handler.write
+    _write = handler.write_soon

@@ -34,12 +34,12 @@ _KEYS = (
     ("hooks.slack.com/", re.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_\-]+")),
 )
 _MARKED_KEYS = {
-    "sk-": tuple(key for key in _KEYS if key[0].startswith("sk-")),
-    "_": tuple(key for key in _KEYS if "_" in key[0] and "-" not in key[0]),
-    "-": tuple(key for key in _KEYS if "-" in key[0] and not key[0].startswith("sk-")),
+    mark: tuple(key for key in _KEYS if key[0].endswith(mark) or key[0].startswith("AGE" + mark)) for mark in "-_"
 }
-"""By a mark that all of them have: prose that has none of it is not searched for each."""
-_OTHER_KEYS = tuple(key for key in _KEYS if "_" not in key[0] and "-" not in key[0])
+_MARKS = {mark: re.compile(mark) for mark in _MARKED_KEYS}
+_MARK_ENDINGS = {mark: ("AGE-", *(key[0] for key in keys)) for mark, keys in _MARKED_KEYS.items()}
+"""Prose has few hyphens and underlines; what stands before them tells whether it is worth to search for each prefix."""
+_OTHER_KEYS = tuple(key for key in _KEYS if not any(key in keys for keys in _MARKED_KEYS.values()))
 _BARE_SK = re.compile(rf"(?<![A-Za-z0-9])sk-(?=([A-Za-z0-9_\-]{{9,}}))\1{_TAIL}")
 _LIKE_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])|(?=.*[a-z])(?=.*[A-Z])|^[A-Za-z0-9]{20}", re.DOTALL)
 _JWT = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{9,}(?:\.[A-Za-z0-9_\-]*){0,4}")
@@ -54,7 +54,7 @@ _PEM_REST = re.compile(
 )
 _PEM_LAST = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/=]{1,7}(?=\s*\Z)")
 _PEM_LONGEST = 16_384
-_PEM_BEFORE = re.compile(r"\s*[A-Za-z0-9+/=]*(?:\s+[A-Za-z0-9+/=]{16,})*")  # on the reversed text
+_PEM_BEFORE = re.compile(r"\s*[A-Za-z0-9+/=]*(?:\s+[A-Za-z0-9+/=]{8,})*")  # on the reversed text
 
 _BEARER = re.compile(r"(?<![A-Za-z0-9])(?:[Bb]earer|BEARER|[Bb]asic|Token)[ \t:]{1,3}([A-Za-z0-9._~+/\-]{12,}=*)")
 _SCHEME_REVERSED = re.compile(r"[A-Za-z0-9+.\-]{1,30}")
@@ -87,11 +87,11 @@ _STRONG = ("passw", "pwd", "passphrase", "passcode", "pass", "pin", "パス", "�
 def credentials(text: str, lower: str) -> list[Span]:
     """`lower` is `text` with its ASCII letters in lower case."""
     spans: list[Span] = []
-    marks = _OTHER_KEYS
+    keys_to_try = _OTHER_KEYS
     for mark, keys in _MARKED_KEYS.items():
-        if mark in text:
-            marks += keys
-    for prefix, pattern in marks:
+        if any(text.endswith(_MARK_ENDINGS[mark], 0, match.end()) for match in _MARKS[mark].finditer(text)):
+            keys_to_try += keys
+    for prefix, pattern in keys_to_try:
         if prefix in text:
             spans += [(match.start(), match.end(), "API_KEY") for match in pattern.finditer(text)]
     if "sk-" in text:
@@ -151,6 +151,8 @@ def _named(text: str, lower: str) -> list[Span]:
         group = 3 if joint[3] is not None else 4
         value, strong = joint[group], word[0].startswith(_STRONG)
         start, end = joint.start(group), joint.end(group)
+        if group == 4 and _RULE.match(text, start):
+            continue  # it speaks of passwords
         if group == 4:
             value = _without_ending(value)
             end = start + len(value)
@@ -160,6 +162,7 @@ def _named(text: str, lower: str) -> list[Span]:
     return spans
 
 
+_RULE = re.compile("[0-9]+ ?(?:文字|桁|字|回|個|種類|年|日|か月|ヶ月|分|characters|chars|digits|letters)")
 _ENDING = re.compile(r"[぀-ヿ一-鿿].*", re.DOTALL)
 
 
@@ -176,7 +179,7 @@ def _is_value(value: str, *, quoted: bool, strong: bool, joint: str) -> bool:
     if not strong and len(value) < 8:
         return False
     if not value.isascii():
-        return quoted and strong and joint in ("=", ":") and " " not in value
+        return quoted and strong and joint in ("=", ":", "は") and " " not in value
     if " " in value:
         return False
     digits = any(c.isdigit() for c in value)
@@ -208,10 +211,10 @@ def _private_keys(text: str) -> list[Span]:
         else:
             rest = _PEM_REST.match(text, begin.end())
             done = rest.end() if rest else begin.end()
-            last = _PEM_LAST.match(text, done)
-            done = last.end() if last else done
             if not text[begin.end() : done].strip("\\nr \n\t"):
                 continue  # somebody speaks of the header
+            last = _PEM_LAST.match(text, done)
+            done = last.end() if last else done
         spans.append((begin.start(), done, "PRIVATE_KEY"))
     for end in _END.finditer(text):
         if end.start() < done:

@@ -33,6 +33,7 @@ _PAIR = re.compile(f"[{_PAIR_FIRST}](?=[{_PAIR_SECOND}])")
 _SHORT_SURNAME = re.compile(f"[{''.join(name for name in JAPANESE_SURNAMES if len(name) == 1)}](?= [一-鿿])")
 _LONGEST_SURNAME = max(map(len, JAPANESE_SURNAMES))
 _LONGEST_GIVEN_LISTED = max(map(len, JAPANESE_GIVEN_NAMES))
+_HIRAGANA_NAMES = JAPANESE_READINGS | JAPANESE_GIVEN_NAMES
 _SAYS_NAME = re.compile("(?: ?[一-鿿]{1,3})?(?:と(?:申します|申し|いいます|言います|いう者|名乗)|です(?=[。、!\n]|$))")
 _INTRODUCED = re.compile(
     "(?:私は|わたしは|僕は|俺は|担当の|担当は|担当者は|担当:|名前は|名義は|宛名は|申します、|人は) ?$"
@@ -45,7 +46,7 @@ _FIELD = re.compile(
 
 _CAPITAL = r"(?:[A-Z][a-z]+(?:[A-Z][a-z]+)?|O'[A-Z][a-z]+|Ma?c[A-Z][a-z]+)(?:-[A-Z][a-z]+)?"
 _ENGLISH_TITLE = re.compile(
-    rf"(?<![A-Za-z])(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Mx)"
+    rf"(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor|Mx)"
     rf"(?:\. ?| )({_CAPITAL}(?:(?: [A-Z]\.)? {_CAPITAL}){{0,2}})"
 )
 _ENGLISH_PAIR = re.compile(rf"([A-Z](?<![A-Za-z].)[a-z]{{1,14}})(?= (?:[A-Z]\. )?({_CAPITAL}))")
@@ -107,8 +108,8 @@ def _before(text: str, end: int, honorific: str) -> int | None:
     if "ぁ" <= last <= "ん":
         match = _BEFORE_HIRAGANA.match(reversed_window)
         word = match[0][::-1] if match else ""
-        known = [name for name in JAPANESE_READINGS | JAPANESE_GIVEN_NAMES if len(name) > 2 and word.endswith(name)]
-        return end - max(map(len, known)) if known else None
+        known = next((size for size in range(len(word), 2, -1) if word[-size:] in _HIRAGANA_NAMES), 0)
+        return end - known if known else None
     if last.isascii() and last.isalpha():
         match = _BEFORE_LATIN.match(reversed_window)
         if match is None:
@@ -204,7 +205,8 @@ def _english(text: str) -> list[Span]:
         or "Doctor" in text
     ):
         for match in _ENGLISH_TITLE.finditer(text):
-            if match[1].partition(" ")[0] not in _NO_TITLED:
+            inside_word = text[match.start() - 1 : match.start()].isalpha()
+            if not inside_word and match[1].partition(" ")[0] not in _NO_TITLED:
                 spans.append((match.start(1), match.end(1), "NAME"))
     for phrase in _SAYING:
         place = text.find(phrase)

@@ -5,7 +5,6 @@ a number may have, so the work is linear in the text. What overlaps is settled b
 """
 
 import re
-from collections.abc import Iterator
 
 from sekisho.guard.personal import check_digits
 from sekisho.guard.personal.found import Kind, Span
@@ -28,7 +27,7 @@ _CONTEXTS = {
     "bank": "口座 普通預金 普通 当座 貯蓄 ゆうちょ 記号番号 =account =acct =accounts routing =iban sort·code",
     "phone": (
         "電話 でんわ =tel telephone phone mobile =cell 携帯 ケータイ スマホ"
-        " =fax ファックス 連絡先 内線 直通 whatsapp =sms =call dial"
+        " =fax ファックス 連絡先 内線 直通 whatsapp =sms call·me call·us call·him call·her call·at dial"
         " reach·me reach·him reach·her reach·us =phones"
     ),
     "card": "カード =card =cards =visa mastercard =jcb amex クレジット =credit =debit クレカ",
@@ -111,13 +110,17 @@ def numbers(text: str, lower: str) -> list[Span]:
         groups = [match.span() for match in _GROUP.finditer(text, run.start(), run.end())]
         digits = sum(end - start for start, end in groups)
         most_groups = len(groups) if digits <= _MOST_DIGITS else _MOST_GROUPS
+        covered = 0
         for first in range(len(groups)):
-            spans += _from(text, around, groups[first : first + most_groups])
+            found = _from(text, around, groups[first : first + most_groups], groups[first][0] < covered)
+            covered = max((covered, *(end for _, end, _ in found)))
+            spans += found
     return spans
 
 
-def _from(text: str, around: Surroundings, groups: list[tuple[int, int]]) -> Iterator[Span]:
-    """Everything that begins with the first group: of each kind the longest."""
+def _from(text: str, around: Surroundings, groups: list[tuple[int, int]], inside: bool) -> list[Span]:
+    """Everything that begins with the first group: of each kind the longest. `inside` another find only cards count:
+    they must not survive beside a number that merely seems to begin earlier."""
     digits = ""
     sizes: list[int] = []
     found: dict[Kind, Span] = {}
@@ -127,11 +130,11 @@ def _from(text: str, around: Surroundings, groups: list[tuple[int, int]]) -> Ite
             break
         digits += text[start:end]
         sizes.append(end - start)
-        if len(digits) >= 7:
+        if len(digits) >= (13 if inside else 7):
             kind = _kind(text, around, begin, end, digits, tuple(sizes))
             if kind is not None:
                 found[kind] = (_with_opening(text, begin, kind), end, kind)
-    yield from found.values()
+    return list(found.values())
 
 
 def _with_opening(text: str, begin: int, kind: Kind) -> int:
@@ -191,7 +194,7 @@ def _phone(text: str, around: Surroundings, start: int, end: int, digits: str, s
         return True
     if _AMERICAN.fullmatch(digits) and sizes in ((3, 3, 4), (1, 3, 3, 4)) and "/" not in text[start:end]:
         return "_" not in text[start:end]
-    return len(digits) <= 12 and around.name(start, end) == "phone" and _not_a_date(digits, sizes)
+    return len(digits) <= 12 and len(sizes) <= 6 and around.name(start, end) == "phone" and _not_a_date(digits, sizes)
 
 
 def _not_a_date(digits: str, sizes: tuple[int, ...]) -> bool:
@@ -199,6 +202,8 @@ def _not_a_date(digits: str, sizes: tuple[int, ...]) -> bool:
 
 
 def _by_context(around: Surroundings, start: int, end: int, digits: str, sizes: tuple[int, ...]) -> Kind | None:
+    if len(sizes) > _MOST_GROUPS - 2:
+        return None
     count, what = len(digits), around.name(start, end)
     if what == "my_number" and count == 12 and check_digits.my_number(digits):
         return "MY_NUMBER"

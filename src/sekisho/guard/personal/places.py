@@ -85,7 +85,7 @@ _ADDRESS_WORD = re.compile(
 _POSTAL_MARK = re.compile(r"〒 ?[0-9]{3}[\-ー ]?[0-9]{4}(?![0-9])")
 _POSTAL_WORD = re.compile(
     r"(?:郵便番号|postal code|post code|postcode|zip code|zip)"
-    r"[ :はがis#]{0,5}"
+    r"(?:[ :はが#]|is){0,5}"
     r"([0-9]{3}[\-ー ]?[0-9]{4}|[0-9]{5}(?:-[0-9]{4})?"
     r"|[A-Za-z]{1,2}[0-9][0-9A-Za-z]? ?[0-9][A-Za-z]{2})(?![0-9A-Za-z])"
 )
@@ -164,7 +164,7 @@ _BIRTH_BEFORE = re.compile(
     r"|(?<![a-z])d\.?o\.?b\.?(?![a-z])|(?<![a-z])born(?: on)?)"
     rf"[\"']?[ :=はがis\"'、,\(]{{0,8}}({_DATE})"
 )
-_BIRTH_AFTER = re.compile(rf"(?<![0-9])({_DATE})(?= ?\(?[^0-9\n。]{{0,4}}(?:生まれ|生れ|出生|誕生))")
+_BIRTH_AFTER = re.compile(rf"(?<![0-9])({_DATE})(?= ?\(?[^0-9\n。]{{0,4}}(?:生まれ|生れ|出生|誕生|生(?![一-鿿ぁ-ん])))")
 
 
 def births(lower: str) -> list[Span]:
