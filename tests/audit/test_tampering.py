@@ -316,7 +316,7 @@ async def test_another_books_segment(full: Shelf, tmp_path: Path) -> None:
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_rearrangement_of_lines_is_found(shelf: Shelf, data: st.DataObject) -> None:
-    """Whatever lines in whatever order with whatever between: only the original verifies, alone or with a line begun."""
+    """Whatever lines in any order with anything between: only the original verifies, alone or with a line begun."""
     if not shelf.folder.exists():
         asyncio.run(_fill(shelf, starts=1))
         shelf.folder.joinpath("copy").write_bytes(_segment(shelf, 0).read_bytes())
