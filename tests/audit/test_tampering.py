@@ -117,6 +117,7 @@ def _flip(shelf: Shelf, index: int, bits: Callable[[int], range]) -> None:
     path = _segment(shelf, index)
     whole = path.read_bytes()
     keys = shelf.keys()
+    anchors = (shelf.anchors,) if index == 2 else ()  # only the last segment's end is known to nobody else
     flips, named = 0, 0
     line = 1
     for at in range(len(whole)):
@@ -124,7 +125,7 @@ def _flip(shelf: Shelf, index: int, bits: Callable[[int], range]) -> None:
             changed = bytearray(whole)
             changed[at] ^= 1 << bit
             path.write_bytes(changed)
-            report = verify(shelf.folder, keys, (shelf.anchors,))
+            report = verify(shelf.folder, keys, anchors)
             assert not report.ok, (at, bit)
             assert report.first is not None
             assert report.first.segment == index, (at, bit, report.first)
