@@ -521,3 +521,46 @@ async def test_lists_show_pages_and_channels(open_office: Office) -> None:
     assert [t.channel for t in await desk.list("pending", ["legal"])] == ["legal", "legal"]
     open_office.clock.advance(300)
     assert {t.state for t in await desk.list()} == {"expired"}
+
+
+OPENER = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[2])
+from desk_harness import CONFIG, KeepingNotifier, case
+from sekisho.core.clock import ManualClock
+from sekisho.guard.desk import Desk
+from sekisho.store import Store
+
+async def main():
+    store = await Store.open(sys.argv[1])
+    desk = Desk(lambda: store, CONFIG, KeepingNotifier(CONFIG), ManualClock())
+    number = 0
+    while True:
+        tickets = await asyncio.gather(*(desk.open(case(request_hash=f"h{number + n}")) for n in range(5)))
+        number += 5
+        for ticket in tickets:
+            print(ticket.id, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_at_any_moment_loses_no_ticket(tmp_path: Path) -> None:
+    """Six times a process that opens tickets is killed by signal 9: every ticket that it told of is there, pending,
+    with all its notices."""
+    told: list[str] = []
+    for round_number in range(6):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OPENER, str(tmp_path / "s.db"), str(Path(__file__).parent), stdout=PIPE
+        )
+        assert process.stdout is not None
+        for _ in range(3 + 4 * round_number):
+            told.append((await process.stdout.readline()).decode().strip())
+        process.kill()
+        told += (await process.stdout.read()).decode().split("\n")[:-1]
+        await process.wait()
+    async with office(tmp_path / "s.db", started=False) as o:
+        kept = {ticket.id: ticket for ticket in await o.desk.list(limit=10_000)}
+        for ticket_id in told:
+            assert kept[ticket_id].state == "pending"
+            assert len(await o.store.ticket_notices(ticket_id)) == 4
