@@ -15,16 +15,17 @@ import msgspec
 PREFIX = 3
 _LONGEST_REPEAT = 200
 _MOST_STEPS = 2_000
-_COMMON = frozenset(
-    word[:PREFIX]
-    for word in (
-        *("make", "how", "with", "your", "this", "please", "the", "and", "for", "can", "what", "you", "get", "use"),
-        *("give", "tell", "show", "write", "want", "need", "from", "all", "any", "without", "step", "explain", "have"),
-        *("create", "build", "person", "people", "into", "someone", "work", "help", "that", "are", "not", "she", "her"),
-        *("his", "him", "they", "them", "was", "who", "why", "when", "where", "would", "should", "could", "does"),
-        *("did", "has", "been", "being", "able", "information", "system", "data", "user", "company", "code", "file"),
-    )
+_MOST_SETS = 5
+_COMMON_LIST = (
+    "make making how with your this please the and for can what you get use give tell show write want need from all "
+    "any without step steps explain have create build person people into someone work help that are not she her his "
+    "him they them was who why when where would should could does did has been being able information system data "
+    "user company code file teach best way ways find out put buy order set send something about which guide list "
+    "wanna detailed describe design produce easiest intend plan good new see look read run open like just take "
+    "instructions instruction recipe manual tutorial formula directions prepare mix develop program generate script "
+    "must may might will now then there here time day week name address number phone account email message site"
 )
+_COMMON = frozenset(_COMMON_LIST.split())
 _WORDS = bytes(c if chr(c).isalnum() and c < 128 else 32 for c in range(256))
 _ASCII = re.compile("[\x00-\x7f]+")
 _WORD = re.compile("[0-9a-z]+")
@@ -36,7 +37,8 @@ class PatternError(ValueError):
 
 
 class Need(msgspec.Struct, frozen=True):
-    """A literal that must be in the text; `key` is what `keys` of such a text hold, "" when none can be told."""
+    """A literal that must be in the text; `key` is what `keys` of such a text hold, "" when none can be told. `worth`
+    says how seldom it is in ordinary text."""
 
     literal: str
     key: str
@@ -46,47 +48,55 @@ class Need(msgspec.Struct, frozen=True):
 Needs = frozenset[Need]
 
 
-def keys(text: str) -> set[str]:
-    """The look-up keys of a plain text: the beginnings of Latin words and the pairs of other letters."""
-    words = set(text.encode("ascii", "replace").translate(_WORDS).decode("ascii").split())
-    found = {word[:PREFIX] for word in words}
+def keys(text: str) -> dict[str, str]:
+    """The look-up keys of a plain text: beginnings of Latin words, each with those words run together, and the pairs
+    of other letters, each with itself."""
+    found: dict[str, str] = {}
+    for word in set(text.encode("ascii", "replace").translate(_WORDS).decode("ascii").split()):
+        key = word[:PREFIX]
+        found[key] = f"{found[key]} {word}" if key in found else word
     if not text.isascii():
         rest = _ASCII.sub(" ", text)
-        found.update(map(operator.add, rest, rest[1:]))
+        found.update((pair, pair) for pair in set(map(operator.add, rest, rest[1:])))
     return found
 
 
-def needs(pattern: str) -> Needs | None:
-    """Literals of which every match holds at least one; None when that cannot be told. Raises PatternError for a
+def keyed_word(need: Need) -> str:
+    """The word of the literal that its key is the beginning of; the pair itself for other letters."""
+    return next((word for word in _WORD.findall(need.literal) if word.startswith(need.key)), need.key)
+
+
+def needs(pattern: str) -> tuple[Needs, ...]:
+    """Sets of literals: every match holds one of each set, the most telling set first. Raises PatternError for a
     pattern that is wrong, or could be slow: without bounds, or with repetition in repetition."""
     try:
         tree = _parser.parse(pattern, re.ASCII)
     except re.error as error:
         raise PatternError(f"not a regular expression: {error}") from error
     _check(tree, 1)
-    return _of_sequence(tree, at_start=False)
+    return ranked(_of_sequence(tree, at_start=False))
 
 
-def best(choices: Iterable[Needs | None]) -> Needs | None:
-    """The most telling of several sets that must all be met."""
-    told = [choice for choice in choices if choice]
-    return max(told, key=_worth, default=None)
+def ranked(sets: Iterable[Needs]) -> tuple[Needs, ...]:
+    """The most telling sets, best first."""
+    best = sorted(dict.fromkeys(sets), key=_worth, reverse=True)[:_MOST_SETS]
+    return tuple(best)
 
 
-def union(choices: Sequence[Needs | None]) -> Needs | None:
-    """What a text must hold when one of several patterns must match."""
-    if not choices or any(not choice for choice in choices):
-        return None
-    return frozenset(need for choice in choices if choice for need in choice)
+def union(choices: Sequence[Sequence[Needs]]) -> list[Needs]:
+    """What a text must hold when one of several patterns must match: nothing, if one of them tells nothing."""
+    if not choices or not all(choices):
+        return []
+    return [frozenset(need for choice in choices for need in max(choice, key=_worth))]
 
 
 def _worth(choice: Needs) -> tuple[int, int]:
     return min(need.worth for need in choice), -len(choice)
 
 
-def _of_sequence(sequence: Any, at_start: bool) -> Needs | None:
-    """The best need in a sequence of parsed nodes. `at_start`: a word begins here."""
-    choices: list[Needs | None] = []
+def _of_sequence(sequence: Any, at_start: bool) -> list[Needs]:
+    """The needs of a sequence of parsed nodes. `at_start`: a word begins here."""
+    sets: list[Needs] = []
     run, run_at_start = "", at_start
     for node, argument in sequence:
         if node is op.LITERAL:
@@ -94,20 +104,19 @@ def _of_sequence(sequence: Any, at_start: bool) -> Needs | None:
             run += chr(argument)
             at_start = not chr(argument).isalnum()
             continue
-        choices.append(_of_literal(run, run_at_start))
+        sets += _of_literal(run, run_at_start)
         run = ""
         if node is op.AT:
             at_start = argument in (op.AT_BOUNDARY, op.AT_BEGINNING_STRING, op.AT_BEGINNING)
             continue
         if node in (op.ASSERT, op.ASSERT_NOT):
             continue
-        choices.append(_of_node(node, argument, at_start))
+        sets += _of_node(node, argument, at_start)
         at_start = False
-    choices.append(_of_literal(run, run_at_start))
-    return best(choices)
+    return sets + _of_literal(run, run_at_start)
 
 
-def _of_node(node: Any, argument: Any, at_start: bool) -> Needs | None:
+def _of_node(node: Any, argument: Any, at_start: bool) -> list[Needs]:
     if node is op.SUBPATTERN:
         return _of_sequence(argument[-1], at_start)
     if node is op.ATOMIC_GROUP:
@@ -116,22 +125,26 @@ def _of_node(node: Any, argument: Any, at_start: bool) -> Needs | None:
         return union([_of_sequence(branch, at_start) for branch in argument[1]])
     if node in (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT) and argument[0] > 0:
         return _of_sequence(argument[2], at_start)
-    return None
+    if node is op.IN and all(kind is op.LITERAL for kind, _ in argument):
+        return [frozenset(Need(chr(code), "", 0) for _, code in argument)]
+    return []
 
 
-def _of_literal(literal: str, at_start: bool) -> Needs | None:
+def _of_literal(literal: str, at_start: bool) -> list[Needs]:
     options = list(_keys_of_literal(literal, at_start))
     if options:
         worth, key = max(options)
-        return frozenset({Need(literal, key, worth)})
-    return frozenset({Need(literal, "", 0)}) if len(literal) >= 2 else None
+        return [frozenset({Need(literal, key, worth)})]
+    if not literal.strip():
+        return []
+    return [frozenset({Need(literal, "", 0 if len(literal) < 2 or literal.isascii() else 2)})]
 
 
 def _keys_of_literal(literal: str, at_start: bool) -> Iterator[tuple[int, str]]:
     for word in _WORD.finditer(literal):
-        if (at_start if word.start() == 0 else True) and len(word[0]) >= PREFIX:
+        if (at_start or word.start()) and len(word[0]) >= PREFIX:
             key = word[0][:PREFIX]
-            yield (1 if key in _COMMON and len(word[0]) < 6 else min(len(word[0]), 6)), key
+            yield (1 if word[0] in _COMMON else min(len(word[0]), 6)), key
     for pair in map(operator.add, literal, literal[1:]):
         if not pair[0].isascii() and not pair[1].isascii():
             yield 5 - 2 * len(_KANA.findall(pair)), pair

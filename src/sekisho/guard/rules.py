@@ -14,7 +14,7 @@ import msgspec
 from sekisho.core.verdict import DECISIONS, SEVERITIES, Decision, Finding
 from sekisho.guard.language import language as language_of
 from sekisho.guard.rule_file import Rule, RuleError, RuleProblem, read_rules
-from sekisho.guard.rule_needs import Need, best, keys, needs, union
+from sekisho.guard.rule_needs import Need, Needs, keyed_word, keys, needs, ranked, union
 from sekisho.guard.text import View, views
 
 BUILT_IN = Path(__file__).parent / "rules"
@@ -27,11 +27,46 @@ _log = logging.getLogger(__name__)
 Span = tuple[int, int]
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """What a text must hold for a pattern of a rule's `any` to match, one literal of each set; `pattern` is None where
+    the gate is the whole rule's."""
+
+    pattern: str | None
+    sets: tuple[tuple[Need, ...], ...]
+
+    def keys(self) -> list[str]:
+        """The keys that lead here; none where the gate must be tried for every text."""
+        for choice in self.sets:
+            if all(need.key for need in choice):
+                return [need.key for need in choice]
+        return []
+
+
+class _Choice:
+    """A set of literals of which a text must hold one, arranged by key. Many gates share one."""
+
+    def __init__(self, wanted: tuple[Need, ...]) -> None:
+        self._by_key: dict[str, list[tuple[str, str]]] = {}
+        self._anywhere = [need.literal for need in wanted if not need.key]
+        for need in wanted:
+            if need.key:
+                self._by_key.setdefault(need.key, []).append((keyed_word(need), need.literal))
+
+    def held(self, text: str, found: dict[str, str]) -> bool:
+        """Whether the text, with these keys, holds one of the literals."""
+        for key in self._by_key.keys() & found.keys():
+            words = found[key]
+            for word, literal in self._by_key[key]:
+                if word in words and (word == literal or literal in text):
+                    return True
+        return any(literal in text for literal in self._anywhere)
+
+
 class Ready(msgspec.Struct, frozen=True):
-    """A rule, and what a text must hold for it to match."""
+    """A rule and its gates."""
 
     rule: Rule
-    needs: tuple[Need, ...]
+    gates: tuple[Gate, ...]
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -43,27 +78,30 @@ class Index(msgspec.Struct, frozen=True):
 
 def ready(rule: Rule) -> Ready:
     """Reads off the rule's patterns what a text must hold."""
-    near = rule.near.patterns if rule.near else ()
-    chosen = best([union([needs(p) for p in rule.any]), *(needs(p) for p in (*rule.all, *near))])
-    return Ready(rule, tuple(sorted(chosen or (), key=lambda need: need.literal)))
+    whole = [choice for pattern in rule.all for choice in needs(pattern)]
+    if rule.near is None and rule.any:
+        return Ready(rule, tuple(_gate(pattern, [*needs(pattern), *whole]) for pattern in rule.any))
+    whole += [choice for pattern in (rule.near.patterns if rule.near else ()) for choice in needs(pattern)]
+    return Ready(rule, (_gate(None, [*whole, *union([needs(pattern) for pattern in rule.any])]),))
+
+
+def _gate(pattern: str | None, sets: list[Needs]) -> Gate:
+    return Gate(pattern, tuple(tuple(sorted(one, key=lambda need: need.literal)) for one in ranked(sets)))
 
 
 class _Armed:
     """A rule with its patterns, compiled when first needed."""
 
-    def __init__(self, prepared: Ready) -> None:
-        self.rule = prepared.rule
-        self.needs = prepared.needs
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
         self._compiled: dict[str, re.Pattern[str]] = {}
 
-    def decide(self, text: str) -> Decision | None:
-        """What the rule says of a plain text; None where it does not match."""
-        if self.needs and not any(need.literal in text for need in self.needs):
-            return None
+    def decide(self, text: str, patterns: Iterable[str]) -> Decision | None:
+        """What the rule says of a plain text, given those patterns of its `any` that may match; None: nothing."""
         if not all(self._pattern(pattern).search(text) for pattern in self.rule.all):
             return None
         told: Decision | None = None
-        for number, hit in enumerate(self._hits(text)):
+        for number, hit in enumerate(self._hits(text, patterns)):
             decision = self._weigh(text, hit)
             if decision == self.rule.decision or number >= _MOST_HITS:
                 return self.rule.decision  # a text full of hits is not excused by the words beside some
@@ -71,11 +109,11 @@ class _Armed:
                 told = decision
         return told
 
-    def _hits(self, text: str) -> Iterator[Span]:
+    def _hits(self, text: str, patterns: Iterable[str]) -> Iterator[Span]:
         if self.rule.near is not None:
             yield from self._close_together(text, self.rule.near.patterns, self.rule.near.within_chars)
         elif self.rule.any:
-            for pattern in self.rule.any:
+            for pattern in patterns:
                 for match in self._pattern(pattern).finditer(text):
                     yield match.span()
         else:
@@ -134,14 +172,21 @@ class RuleSet:
     """Rules that hold together: later files override earlier ones by id. Pure, and safe in several threads."""
 
     def __init__(self, rules: Iterable[Ready], version: str = "") -> None:
-        self._armed = [_Armed(prepared) for prepared in rules]
-        self.rules = tuple(armed.rule for armed in self._armed)
+        prepared = tuple(rules)
+        self.rules = tuple(one.rule for one in prepared)
         self.version = version
-        self._always = [number for number, armed in enumerate(self._armed) if not _can_wait(armed.needs)]
+        self._armed = [_Armed(rule) for rule in self.rules]
+        self._gates = [(number, gate) for number, one in enumerate(prepared) for gate in one.gates]
+        choices: dict[tuple[Need, ...], int] = {}
+        self._wanted = [tuple(choices.setdefault(one, len(choices)) for one in gate.sets) for _, gate in self._gates]
+        self._choices = [_Choice(one) for one in choices]
         self._by_key: dict[str, list[int]] = {}
-        for number, armed in enumerate(self._armed):
-            for need in armed.needs if _can_wait(armed.needs) else ():
-                self._by_key.setdefault(need.key, []).append(number)
+        self._always: list[int] = []
+        for place, (_, gate) in enumerate(self._gates):
+            for key in set(gate.keys()):
+                self._by_key.setdefault(key, []).append(place)
+            if not gate.keys():
+                self._always.append(place)
 
     @classmethod
     def load(cls, *folders: Path, built_in: Path | None = BUILT_IN, check_built_in: bool = False) -> Self:
@@ -167,20 +212,37 @@ class RuleSet:
         found: dict[int, Finding] = {}
         for place, view in enumerate(views):
             spoken = language if place == 0 else language_of(view.text)
-            held = self._by_key.keys() & keys(view.text)
-            numbers = {number for key in held for number in self._by_key[key]}
-            for number in sorted(numbers.union(self._always)):
+            for number, patterns in self._open(view.text).items():
                 armed = self._armed[number]
                 earlier = found.get(number)
                 if earlier is not None and earlier.decision == armed.rule.decision:
                     continue
                 if spoken in ("ja", "en") and spoken not in armed.rule.languages:
                     continue
-                if (decision := armed.decide(view.text)) is not None and (
+                if (decision := armed.decide(view.text, patterns)) is not None and (
                     earlier is None or DECISIONS.index(decision) > DECISIONS.index(earlier.decision)
                 ):
                     found[number] = _finding(armed.rule, decision, view.via)
         return tuple(sorted(found.values(), key=_gravity, reverse=True))
+
+    def _open(self, text: str) -> dict[int, list[str]]:
+        """The numbers of rules that may match, each with the patterns that may."""
+        told: dict[int, list[str]] = {}
+        held_keys = keys(text)
+        held: dict[int, bool] = {}
+        places = {place for key in self._by_key.keys() & held_keys.keys() for place in self._by_key[key]}
+        for place in sorted(places.union(self._always)):
+            for choice in self._wanted[place]:
+                if (is_held := held.get(choice)) is None:
+                    is_held = held[choice] = self._choices[choice].held(text, held_keys)
+                if not is_held:
+                    break
+            else:
+                number, gate = self._gates[place]
+                patterns = told.setdefault(number, [])
+                if gate.pattern is not None:
+                    patterns.append(gate.pattern)
+        return told
 
 
 def _folder(folder: Path, below: dict[str, Ready], check: bool, problems: list[RuleProblem]) -> dict[str, Ready]:
@@ -234,16 +296,11 @@ def index_of(folder: Path) -> bytes:
         raise RuleError(*problems)
     plain = tuple(
         Ready(
-            msgspec.structs.replace(one.rule, file=Path(one.rule.file).name, match_tests=(), pass_tests=()), one.needs
+            msgspec.structs.replace(one.rule, file=Path(one.rule.file).name, match_tests=(), pass_tests=()), one.gates
         )
         for one in found.values()
     )
     return msgspec.json.encode(Index(content_of(folder), plain))
-
-
-def _can_wait(wanted: tuple[Need, ...]) -> bool:
-    """Whether a rule can be found by the keys of a text."""
-    return bool(wanted) and all(need.key for need in wanted)
 
 
 def _finding(rule: Rule, decision: Decision, via: tuple[str, ...]) -> Finding:
