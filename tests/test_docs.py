@@ -34,7 +34,7 @@ from sekisho.store import KeySpec
 
 sys.path.insert(0, str(Path(__file__).parent / "gateway"))  # the harness lives beside the gateway's tests
 
-from gateway_harness import FAKE, LiveGateway, chat
+from gateway_harness import FAKE, UNGUARDED, LiveGateway, chat
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -309,7 +309,7 @@ def test_behind_nginx_tokens_come_at_once_and_callers_are_told_apart(
     a key that is bound to a network is refused to a caller who only claims to be in it."""
     home = Home(tmp_path / "home").create()
     config = GatewayConfig(port=0, trusted_proxies=("127.0.0.1/32",))  # as the page says
-    live = LiveGateway(home, Plan(Settings(gateway=config, models=(FAKE,)), {})).start()
+    live = LiveGateway(home, Plan(Settings(gateway=config, models=(FAKE,), guard=UNGUARDED), {})).start()
     key = live.create_key(KeySpec(name="bound", networks=("127.0.0.2/32",)))[1]
     command = nginx(listen=f"127.0.0.1:{unused_tcp_port} ssl", proxy_pass=live.url)
     proxy = subprocess.Popen([*command, "-g", "daemon off; master_process off;"], stdin=subprocess.DEVNULL)

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))  # the harness lives beside the gateway's tests
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_harness import FAKE, LiveGateway
+from gateway_harness import FAKE, UNGUARDED, LiveGateway
 
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
@@ -28,7 +28,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 
     def start(*models: ModelConfig, workers: dict[str, Any] | None = None, **options: Any) -> LiveGateway:
         home = Home(tmp_path_factory.mktemp("home")).create()
-        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,))
+        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=UNGUARDED)
         live = LiveGateway(home, Plan(settings, workers or {})).start()
         started.append(live)
         return live

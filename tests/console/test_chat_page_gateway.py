@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))  # the harness lies beside the gateway's tests
 
-from gateway_harness import FAKE, LiveGateway
+from gateway_harness import FAKE, UNGUARDED, LiveGateway
 
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.home import Home
@@ -21,7 +21,7 @@ from sekisho.settings import Settings
 async def test_a_person_talks_to_the_model_and_stops_it(open_page: Any, tmp_path: Path, language: str) -> None:
     """Key, question, streamed answer, figures; then Escape in mid-answer frees the engine's slot; the usage of both
     is recorded; nothing was refused by the page's policy."""
-    settings = Settings(gateway=GatewayConfig(port=0), models=(FAKE,))
+    settings = Settings(gateway=GatewayConfig(port=0), models=(FAKE,), guard=UNGUARDED)
     live = await asyncio.to_thread(LiveGateway, Home(tmp_path / "home").create(), Plan(settings, {}))
     await asyncio.to_thread(live.start)
     try:

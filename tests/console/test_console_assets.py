@@ -37,19 +37,21 @@ def test_other_names_are_not_files(name: str) -> None:
     assert asset(name) is None
 
 
-def test_every_file_that_the_page_names_exists() -> None:
+@pytest.mark.parametrize(("page", "static"), [("index.html", "static/"), ("escalation.html", "../static/")])
+def test_every_file_that_a_page_names_exists(page: str, static: str) -> None:
     """No address in the page leads nowhere or to another host."""
-    html = (_PAGE / "index.html").read_text()
+    html = (_PAGE / page).read_text()
     named = re.findall(r'(?:src|href)="([^"#][^"]*)"', html)
     assert named
     imported = [name for path in _PAGE.glob("*.js") for name in re.findall(r'from "\./([^"]+)"', path.read_text())]
-    assert {name.removeprefix("static/") for name in named} | set(imported) <= set(_NAMES)
-    assert all(name.startswith("static/") for name in named)
+    assert {name.removeprefix(static) for name in named} | set(imported) <= set(_NAMES)
+    assert all(name.startswith(static) for name in named)
 
 
-def test_the_page_has_no_inline_script_or_style() -> None:
+@pytest.mark.parametrize("page", ["index.html", "escalation.html"])
+def test_a_page_has_no_inline_script_or_style(page: str) -> None:
     """The strict policy breaks nothing, because there is nothing inline to break."""
-    html = (_PAGE / "index.html").read_text()
+    html = (_PAGE / page).read_text()
     assert re.findall(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", html) == []
     assert "unsafe" not in SECURITY_HEADERS["content-security-policy"]
     assert "default-src 'none'" in SECURITY_HEADERS["content-security-policy"]

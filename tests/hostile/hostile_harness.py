@@ -19,11 +19,13 @@ import psutil
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.llama_worker import free_port
 from sekisho.gateway.config import GatewayConfig
+from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.settings import Settings
 
 FAKE = ModelConfig(name="fake", engine="fake", slots=64)
+UNGUARDED = GuardConfig(mode="off", output=False)
 _ERROR_ID = re.compile(r"err_[A-Za-z0-9]+")
 
 
@@ -50,7 +52,7 @@ class GatewayProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = self.home.logs / "gateway.log"
-        settings = Settings(gateway=GatewayConfig(port=self.port, **options), models=models or (FAKE,))
+        settings = Settings(gateway=GatewayConfig(port=self.port, **options), models=models or (FAKE,), guard=UNGUARDED)
         (self.home.run / "plan.json").write_bytes(msgspec.json.encode(Plan(settings, {})))
         with self._log.open("ab") as log:
             self.child = subprocess.Popen(

@@ -12,6 +12,7 @@ from hostile_harness import RawConnection, eventually, request_bytes
 
 from sekisho.gateway import answer
 from sekisho.gateway.config import GatewayConfig
+from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.settings import Settings
@@ -29,7 +30,8 @@ def live(tmp_path: Path) -> Iterator[Any]:
     assert spec.loader is not None
     module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
     spec.loader.exec_module(module)
-    settings = Settings(gateway=GatewayConfig(port=0, keepalive_s=0.1), models=(module.FAKE,))
+    guard = GuardConfig(mode="off", output=False)
+    settings = Settings(gateway=GatewayConfig(port=0, keepalive_s=0.1), models=(module.FAKE,), guard=guard)
     live = module.LiveGateway(Home(tmp_path / "home").create(), Plan(settings, {})).start()
     yield live
     live.stop()

@@ -246,23 +246,29 @@ class Checkpoint:
         watch = self._watch(choices)
         async with aclosing(inner(turn)) as events:
             async for batch in events:
-                out = watch.feed(thinking.feed(batch))
-                if watch.refused:
-                    yield await self._stopped(turn, watch, out, passing)
-                    return
+                out = thinking.feed(batch)
+                if watch is not None:
+                    out = watch.feed(out)
+                    if watch.refused:
+                        yield await self._stopped(turn, watch, out, passing)
+                        return
                 if out:
                     passing.observe(out)
                     yield await passing.ended(out) if passing.over else out
-        out = [*watch.feed(thinking.end()), *watch.end()]
-        if watch.refused:
-            yield await self._stopped(turn, watch, out, passing)
-        elif out:
+        out = thinking.end()
+        if watch is not None:
+            out = [*watch.feed(out), *watch.end()]
+            if watch.refused:
+                yield await self._stopped(turn, watch, out, passing)
+                return
+        if out:
             passing.observe(out)
             yield await passing.ended(out) if passing.over else out
 
-    def _watch(self, choices: int) -> OutputWatch:
-        judge = self._judge_output if self._config.output and self._mode() != "off" else None
-        return OutputWatch(judge, OutputOptions(self._config.hold_back_chars), choices)
+    def _watch(self, choices: int) -> OutputWatch | None:
+        if not self._config.output or self._mode() == "off":
+            return None
+        return OutputWatch(self._judge_output, OutputOptions(self._config.hold_back_chars), choices)
 
     def _judge_output(self, text: str) -> Verdict:
         return self._judge.judge_text(text, "assistant", "output")

@@ -21,7 +21,8 @@ class File(Protocol):
 
 
 def routes(find: Callable[[str], File | None], security_headers: Mapping[str, str]) -> tuple[Route, ...]:
-    """The chat page at `/` and its files at `/static/`. `find` gives None for an unknown name."""
+    """The chat page at `/`, the page of an escalation's link, and their files at `/static/`. `find` gives None for
+    an unknown name."""
     common = [(name.encode(), value.encode()) for name, value in security_headers.items()]
 
     async def send(call: Call, name: str) -> None:
@@ -40,7 +41,11 @@ def routes(find: Callable[[str], File | None], security_headers: Mapping[str, st
     async def static_file(gateway: Gateway, call: Call) -> None:
         await send(call, call.params["name"])
 
+    async def escalation_page(gateway: Gateway, call: Call) -> None:
+        await send(call, "escalation.html")
+
     return (
+        Route("GET", "/escalation/{ticket_id}", escalation_page, "The page of a single-use link", public=True),
         Route("GET", "/", chat_page, "The chat page", public=True),
         Route("GET", "/static/{name}", static_file, "Files of the chat page", public=True),
     )
