@@ -45,7 +45,8 @@ def test_template_says_the_defaults() -> None:
 
 def test_template_names_every_setting() -> None:
     """Whoever reads the template has seen every setting that there is."""
-    structs: list[type[msgspec.Struct]] = [Settings, ModelConfig, type(Settings().gateway), type(Settings().store)]
+    blocks = (Settings().gateway, Settings().store, Settings().logs)
+    structs: list[type[msgspec.Struct]] = [Settings, ModelConfig, *map(type, blocks)]
     for struct in structs:
         for field in msgspec.structs.fields(struct):
             assert f"{field.name}:" in default_text(), f"{struct.__name__}.{field.name}"
@@ -94,6 +95,9 @@ def test_all_fields_arrive() -> None:
         ("gateway: 5\n", 1, 10, "gateway", "block of settings"),
         ("store:\n  url: mysql://a/b\n", 2, 8, "store.url", "postgresql://"),
         ("store:\n  responses_ttl_days: 0\n", 2, 23, "store.responses_ttl_days", "above 0"),
+        ("logs:\n  max_bytes: 1000\n", 2, 14, "logs.max_bytes", "at least 100000"),
+        ("logs:\n  keep: -1\n", 2, 9, "logs.keep", "at least 0"),
+        ("logs:\n  daily: soon\n", 2, 10, "logs.daily", "true or false"),
         ("models: []\n", 1, 9, "models", "no model"),
         ("models:\n- path: builtin\n", 2, 3, "models[0]", "`name` is missing"),
         ("models:\n- name: m\n", 2, 3, "models[0]", "`path` is missing"),

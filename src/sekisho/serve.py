@@ -6,6 +6,7 @@ sekisho up  ->  supervise  ->  Supervisor  ->  `python -m sekisho.serve gateway`
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -99,8 +100,12 @@ def supervise(home: Home, settings: Settings, *, announce: Callable[[Announcemen
 
 
 async def _supervise(home: Home, settings: Settings, announce: Callable[[Announcement], None]) -> int:
+    from sekisho.ops.log_file import RedactedFormatter
     from sekisho.ops.supervisor import Supervisor
 
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactedFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     home.create()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sekisho.gateway.log_lines import RequestLine
 from sekisho.ops.config import LogsConfig
-from sekisho.ops.log_file import LONGEST_LINE_BYTES, REQUEST_LINE, RotatingLog
+from sekisho.ops.log_file import LONGEST_LINE_BYTES, REQUEST_LINE, RedactedFormatter, RotatingLog
 from sekisho.ops.rotating_file import RotatingFile, compress
 
 SECRET = "sk-sekisho-" + "FAKE" * 8 + "0000"
@@ -186,3 +187,14 @@ def test_both_sides_agree_on_what_a_request_line_is() -> None:
     """The gateway's request lines begin as the log expects."""
     line = RequestLine(1.0, "req_1", "m", "chat", "ok", 200, 1.0, 2.0, 3, 4, 0, None)
     assert msgspec.json.encode(line).startswith(REQUEST_LINE)
+
+
+def test_the_supervisor_s_own_words_are_redacted() -> None:
+    """What the formatter gives out holds no secret, not even of a traceback."""
+    try:
+        raise ValueError(f"bad key {SECRET}")
+    except ValueError as error:
+        record = logging.LogRecord("a", 40, "f", 1, "%s", (EMAIL,), (ValueError, error, error.__traceback__))
+    shown = RedactedFormatter().format(record)
+    assert shown.startswith("[EMAIL_1]\n")
+    assert shown.endswith("ValueError: bad key [API_KEY_1]")

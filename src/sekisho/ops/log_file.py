@@ -1,12 +1,13 @@
 """The logs of a child process: its bytes become lines, the lines lose what is personal or secret, and are kept."""
 
+import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sekisho.guard.personal import LineRedactor
+from sekisho.guard.personal import LineRedactor, redact
 from sekisho.ops.config import LogsConfig
 from sekisho.ops.rotating_file import RotatingFile
 
@@ -61,6 +62,13 @@ class RedactedLines:
         ]
         end = ends[-1] if ends else LONGEST_LINE_BYTES - _CUT_BACK
         return self._redactor.redact(line[:end]) + _LINE_CUT
+
+
+class RedactedFormatter(logging.Formatter):
+    """For a process whose standard error goes to a file directly: the supervisor's own `up.log`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record)).text
 
 
 class RotatingLog:

@@ -35,7 +35,7 @@ pieces = st.lists(
     st.one_of(st.sampled_from(SAMPLES), st.text(max_size=12), st.text("0123456789-@. 様さん:=は", max_size=12)),
     max_size=8,
 )
-texts = pieces.map("".join)
+texts = pieces.map(lambda parts: "".join(parts).replace("\0", ""))
 
 
 def kinds(text: str) -> list[str]:
@@ -93,7 +93,8 @@ def test_no_card_survives(card: str, sizes: list[int], joint: str, before: str, 
     if wide:
         number = number.translate({ord(c): chr(ord(c) + 0xFEE0) for c in "0123456789"})
     shown = redact(f"{before}{number}{after}").text
-    assert shown.startswith(f"{before}[CARD_1]")
+    assert "[CARD_1]" in shown
+    assert not any(character.isdigit() for character in shown.replace("[CARD_1]", ""))
 
 
 @given(st.integers(0, 10**15 - 1))
