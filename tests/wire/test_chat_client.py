@@ -468,6 +468,7 @@ OLLAMA = {"error": {"message": "input length exceeds the context length", "type"
         (503, {"error": "secret: queue is full"}, Overloaded, "busy"),
         (503, {"error": "secret"}, EngineUnavailable, "not available"),
         (502, None, EngineUnavailable, "not available"),
+        (500, {"error": {"message": "Failed to parse tool call arguments as JSON: [1]"}}, InvalidRequest, "arguments"),
         (500, {"error": {"message": "secret: CUDA"}}, EngineFailed, "failed"),
         (500, {"error": {"message": "output that does not match the expected x format"}}, EngineFailed, "template"),
         (418, {"error": 7}, EngineFailed, "failed"),

@@ -139,6 +139,7 @@ def test_earlier_calls_read_as_the_engine_would_have_made_them() -> None:
     """A custom call of the history is wrapped again; a hosted one is told in words."""
     assert json.loads(tools.call_arguments(ToolCall("c", "p", 'a"b', "custom"))) == {"input": 'a"b'}
     assert tools.call_arguments(ToolCall("c", "f", '{"a":1}')) == '{"a":1}'
+    assert tools.call_arguments(ToolCall("c", "f", "")) == "{}"
     assert "tea" in tools.told(ToolCall("c", "web_search", '{"query":"tea"}', "web_search"))
 
 

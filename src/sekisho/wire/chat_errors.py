@@ -36,6 +36,8 @@ _PLACE_WORDS = re.compile(
     r"|system (?:messages?|role|prompt) (?:is |are )?only .{0,40}(?:beginning|first|start)|roles must alternate",
     re.IGNORECASE,
 )
+# llama.cpp, of a call in the history whose arguments are no JSON.
+_HISTORY_WORDS = re.compile(r"parse tool call arguments as JSON", re.IGNORECASE)
 _BUSY_WORDS = re.compile(r"queue|busy|slot|overload|capacity|too many|rate", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _MAX_WORDS = 500
@@ -74,7 +76,7 @@ def from_object(status: int, decoded: Any, retry_after: str | None = None) -> Se
         )
     if status in (400, 422, 500) and _PLACE_WORDS.search(words):
         return MisplacedInstructions("The model's chat template refuses this order of roles.", param="messages")
-    if status in (400, 422):
+    if status in (400, 422) or (status == 500 and _HISTORY_WORDS.search(words)):
         return InvalidRequest(words or "The engine refused the request.", param=param)
     if status == 413:
         return TooLarge(words or "The request is too large for the engine.", param=param)

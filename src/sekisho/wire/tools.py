@@ -101,10 +101,10 @@ def offer(tools: tuple[Tool, ...], choice: ToolChoice) -> tuple[list[dict[str, A
 
 
 def call_arguments(call: ToolCall) -> str:
-    """An earlier call's arguments as the engine would have written them."""
+    """An earlier call's arguments as the engine would have written them: none are an empty object, not no JSON."""
     if call.kind == "custom":
         return msgspec.json.encode({"input": call.arguments}).decode()
-    return call.arguments
+    return call.arguments or "{}"
 
 
 def told(call: ToolCall) -> str:
