@@ -25,14 +25,20 @@ def reader_keys(place: "Home", recovery: Path | None) -> "ReaderKeys":
     """The keys that open the book. Raises CommandFailed, naming the file that is needed."""
     from sekisho.audit import KeyUnavailable, ReaderKeys
     from sekisho.audit.keys import RECOVERY_FILE
+    from sekisho.audit.reader import read_header
+    from sekisho.audit.segment import segments
 
     _present(place)
     try:
-        return ReaderKeys.load(place.secrets, recovery)
+        keys = ReaderKeys.load(place.secrets, recovery)
     except KeyUnavailable as error:
         file = recovery or place.secrets / RECOVERY_FILE
         hint = f"the book is opened by {file}; --recovery FILE names it where it was moved"
         raise CommandFailed(error.message, hint=hint) from error
+    header = read_header(next(iter(segments(place.audit).values())))
+    if header is not None and header.book != keys.book:
+        raise CommandFailed(f"{recovery or place.secrets / RECOVERY_FILE} is the key of another book")
+    return keys
 
 
 def writer_keys(place: "Home") -> "WriterKeys":

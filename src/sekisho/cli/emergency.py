@@ -54,7 +54,7 @@ def on(
         write_atomically(emergency_file(place.guard), body)
         _note(place, settings, AdminRecord(action="emergency_on", user_id=emergency.by, detail={"reason": reason}))
     copied = _back_up(out, place, settings) if backup else None
-    out.json({"already": before is not None, **_shown(emergency), "backup": None if copied is None else str(copied)})
+    out.json({"already": before is not None, **plain(emergency), "backup": None if copied is None else str(copied)})
     out.line(out.text("emergency_already" if before is not None else "emergency_on"), style="bold red")
     _tell(out, emergency)
     if copied is not None:
@@ -76,7 +76,7 @@ def off(home: HomeOption = None, as_json: JsonOption = False) -> None:
     emergency_file(place.guard).unlink(missing_ok=True)
     _note(place, settings, AdminRecord(action="emergency_off", user_id=person(), detail={"reason": emergency.reason}))
     answer = mode_in_force(place, settings)
-    out.json({"ended": _shown(emergency), "mode": answer["mode"]})
+    out.json({"ended": emergency, "mode": answer["mode"]})
     out.say("emergency_off", mode=answer["mode"])
 
 
@@ -86,7 +86,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     out, place = Output(as_json=as_json), at_home(home)
     emergency = _current(place)
     answer = mode_in_force(place, settings_of(place))
-    out.json({"on": emergency is not None, **({} if emergency is None else _shown(emergency)), "mode": answer["mode"]})
+    out.json({"on": emergency is not None, **({} if emergency is None else plain(emergency)), "mode": answer["mode"]})
     if emergency is None:
         out.say("emergency_none")
     else:
@@ -135,11 +135,6 @@ def _current(place: "Home") -> "Emergency | None":
     from sekisho.guard.emergency import emergency_file, read_emergency
 
     return read_emergency(emergency_file(place.guard))
-
-
-def _shown(emergency: "Emergency") -> dict[str, Any]:
-    values: dict[str, Any] = plain(emergency)
-    return {**values, "since": quantities.moment(emergency.since)}
 
 
 def _tell(out: Output, emergency: "Emergency") -> None:

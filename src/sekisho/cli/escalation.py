@@ -8,7 +8,7 @@ import typer
 
 from sekisho.cli import quantities
 from sekisho.cli.book import person
-from sekisho.cli.failure import USAGE, CommandFailed
+from sekisho.cli.failure import FAILED, USAGE, CommandFailed
 from sekisho.cli.keys import with_store
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output, plain
@@ -116,10 +116,15 @@ def deny(
 def _decide(
     out: Output, place: "Home", ticket: str, approver: str | None, action: "Action", words: str | None = None
 ) -> None:
+    from sekisho.core.errors import AlreadyDecided, Forbidden, TicketExpired
+
     settings = settings_of(place)
     who = _approver(settings.guard.escalation, approver)
     answer, reason = (words, None) if action == "answer" else (None, words)
-    decided = with_desk(place, settings, lambda desk: desk.decide(ticket, who, action, answer, reason))
+    try:
+        decided = with_desk(place, settings, lambda desk: desk.decide(ticket, who, action, answer, reason))
+    except (AlreadyDecided, Forbidden, TicketExpired) as error:
+        raise CommandFailed(error.message, exit_code=FAILED, details={"code": error.error_code}) from error
     out.json(shown(decided))
     out.say(f"ticket_{decided.state}", id=decided.id, by=who)
 

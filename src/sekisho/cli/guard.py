@@ -10,6 +10,7 @@ from sekisho.cli import guard_figures
 from sekisho.cli.failure import ABSENT, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output, plain
+from sekisho.cli.quantities import moment
 
 if TYPE_CHECKING:
     from sekisho.core.verdict import Verdict
@@ -72,7 +73,7 @@ def explain(
     if not as_json:
         _show_verdict(out, verdict, rationales, readings)
     if lang is not None and verdict.language not in (lang, "mixed"):
-        out.warn(out.text("explain_language", language=verdict.language, told=lang))
+        out.warn(out.text("explain_language", read=verdict.language, told=lang))
 
 
 def _show_verdict(out: Output, verdict: "Verdict", rationales: dict[str, str], readings: "tuple[View, ...]") -> None:
@@ -117,7 +118,7 @@ def mode(home: HomeOption = None, as_json: JsonOption = False) -> None:
     out.line("  " + out.text(f"mode_{answer['mode']}"))
     emergency = answer["emergency"]
     if emergency is not None:
-        out.line("  " + out.text("emergency_since", since=emergency["since"], by=emergency["by"]))
+        out.line("  " + out.text("emergency_since", since=moment(emergency["since"]), by=emergency["by"]))
         out.line("  " + out.text("emergency_reason", reason=emergency["reason"]))
     out.line("  " + out.text("mode_from", source=out.text(f"from_{answer['from']}"), configured=answer["configured"]))
     if answer["test_mode"]:
@@ -126,7 +127,6 @@ def mode(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def mode_in_force(place: "Home", settings: "Settings") -> dict[str, Any]:
     """The guard's mode as JSON types. A running server may have been started with another one than the settings'."""
-    from sekisho.cli.quantities import moment
     from sekisho.guard.emergency import emergency_file, read_emergency
     from sekisho.ops.home import running
 
@@ -141,7 +141,7 @@ def mode_in_force(place: "Home", settings: "Settings") -> dict[str, Any]:
         "from": source if emergency is None else "emergency",
         "test_mode": guard.test_mode,
         "running": served,
-        "emergency": None if emergency is None else {**plain(emergency), "since": moment(emergency.since)},
+        "emergency": None if emergency is None else plain(emergency),
     }
 
 

@@ -103,8 +103,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "unreadable": ("holds something that cannot be read", "読み取れないものを含む"),
     "explain_views": ("Readings that were judged:", "判定に使った読み方:"),
     "explain_language": (
-        "the guard takes this for {language}, not {told}",
-        "ガードはこの文章を {told} ではなく {language} と判断しました",
+        "the guard takes this for {read}, not {told}",
+        "ガードはこの文章を {told} ではなく {read} と判断しました",
     ),
     "rules_counted": (
         "{count} rules, version {version}; rules of your own go into {folder}",
