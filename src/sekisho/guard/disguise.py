@@ -12,7 +12,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from itertools import islice
 from urllib.parse import unquote_to_bytes
 
 from sekisho.guard.segment import segment
@@ -61,6 +61,8 @@ _HEX = re.compile(
 )
 _HEX_DIGITS = re.compile(r"0x|[^0-9A-Fa-f]")
 _BINARY = re.compile(r"(?<![0-9A-Za-z])[01]{8}(?:[ ,]?[01]{8}){2,}+(?![0-9A-Za-z])")
+_BITS = re.compile(r"0[01]{7}|1[01]{7}")
+_PADDED = re.compile(r"=(?<=[A-Za-z0-9+/]{6}=)")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _ENTITY = re.compile(r"&(?:#x?[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 _ESCAPE = re.compile(
@@ -78,11 +80,8 @@ _SPACED = re.compile(
 _WORD_GAP = re.compile(r"[ \t\r\n]{2,}")
 _MARKED_JAPANESE = re.compile(rf"(?:[.\-_*·•|/~+=][.\-_*·•|/~+=]{{0,2}}+|・)(?=[{_CJK}])")
 _JAPANESE_LETTER = re.compile(f"[{_CJK}]")
-_LEET_WORD = re.compile(
-    r"(?<![0-9a-z@$!.])(?:[a-z]+[0134578@$!|]{1,3}[a-z][a-z0134578@$!|]*|[a-z]+[0134578@$](?![0-9a-z])"
-    r"|[@$!|0134578]{1,2}[a-z]{2,}[a-z0134578@$]*)"
-)
-_LEET_HINT = re.compile(r"[a-z][0134578@$!|]{1,3}[a-z]|(?<![0-9a-z.])[0134578@$][a-z]{2}")
+_LEET_WORD = re.compile(rb"(?<![a0])(?:a+0{1,3}a[a0]*|a+0(?![a0])|0{1,2}a{2,}[a0]*)")
+_LEET_HINTS = (b"a0a", b"a00a", b"a000a", b" 0aa", b" 00aa")
 _LEET = str.maketrans("013457@8$!|", "oieastabsil")
 _LEET_L = str.maketrans("013457@8$!|", "oleastabsll")
 
@@ -136,17 +135,21 @@ def _join(match: re.Match[str]) -> str:
 
 def leet(form: Form) -> Iterator[tuple[str, str]]:
     """Digits and signs for letters, in words that look like it: "b0mb", "k1ll". Both letters for 1, ! and |."""
-    signs, plain = form.signs, form.plain
-    if not (b"a0a" in signs or b"a00" in signs or b" 0aa" in signs) or not _LEET_HINT.search(plain):
+    if not any(hint in form.signs for hint in _LEET_HINTS):
         return
+    bare = form.bare.lower() if len(form.bare.lower()) == len(form.bare) else form.bare
+    spans = [
+        (start, end)
+        for start, end in (match.span() for match in _LEET_WORD.finditer(form.signs))
+        if end - start <= _LONGEST_LEET_WORD and bare[end - 2] not in "!|"
+    ]
     for table in (_LEET, _LEET_L):
-        revealed = _LEET_WORD.sub(partial(_unleet, table), plain)
-        if revealed != plain:
-            yield "leet", revealed
-
-
-def _unleet(table: dict[int, int], match: re.Match[str]) -> str:
-    return match[0].translate(table) if len(match[0]) <= _LONGEST_LEET_WORD else match[0]
+        pieces, done = [], 0
+        for start, end in spans:
+            pieces += [bare[done : start - 1], bare[start - 1 : end - 1].translate(table)]  # signs begin with a blank
+            done = end - 1
+        if pieces:
+            yield "leet", "".join([*pieces, bare[done:]])
 
 
 def accents(form: Form) -> Iterator[tuple[str, str]]:
@@ -162,11 +165,14 @@ def base64_text(form: Form) -> Iterator[tuple[str, str]]:
     bare = form.bare
     if not (_RUN in form.runs or "=" in bare):
         return
-    revealed = _replace(_WRAPPED, bare, _from_base64) if "\n" in bare else bare
-    revealed = _replace(_BASE64, revealed, _from_base64)
+    revealed = bare
+    if "\n" in bare and _RUN in form.runs:
+        revealed = _replace(_WRAPPED.finditer(bare), bare, _from_base64)
+    if revealed == bare:
+        revealed = _replace(_in_spans(_BASE64, bare, _blobs(form)), bare, _from_base64)
     if revealed != bare:
         yield "base64", revealed
-    base32 = _replace(_BASE32, bare, _from_base32)
+    base32 = _replace(_in_spans(_BASE32, bare, _blobs(form)), bare, _from_base32)
     if base32 != bare:
         yield "base32", base32
 
@@ -174,14 +180,15 @@ def base64_text(form: Form) -> Iterator[tuple[str, str]]:
 def hex_text(form: Form) -> Iterator[tuple[str, str]]:
     """Hexadecimal bytes or binary digits of readable text."""
     bare = form.bare
-    if (_RUN in form.runs or b" aa aa aa " in form.letters or "0x" in bare) and (
-        revealed := _replace(_HEX, bare, _from_hex)
-    ) != bare:
+    found = _in_spans(_HEX, bare, _blobs(form)) if _RUN in form.runs else iter(())
+    if b" aa aa aa " in form.letters or "0x" in bare:
+        found = _HEX.finditer(bare)
+    if (revealed := _replace(found, bare, _from_hex)) != bare:
         yield "hex", revealed
-    if (_RUN in form.runs or b" aaaaaaaa aaaaaaaa " in form.letters) and (
-        revealed := _replace(_BINARY, bare, _from_binary)
-    ) != bare:
-        yield "binary", revealed
+    if (_RUN in form.runs or b" aaaaaaaa aaaaaaaa " in form.letters) and _BITS.search(bare):
+        revealed = _replace(_BINARY.finditer(bare), bare, _from_binary)
+        if revealed != bare:
+            yield "binary", revealed
 
 
 def escaped(form: Form) -> Iterator[tuple[str, str]]:
@@ -222,7 +229,7 @@ def claims_encoding(form: Form) -> bool:
     bare = form.bare
     if _LONG_RUN not in form.runs:
         return False
-    blobs = [match for match in _some(_CLAIMED_BLOB, bare) if _looks_encoded(match[0])]
+    blobs = [match for match in _in_spans(_CLAIMED_BLOB, bare, _blobs(form)) if _looks_encoded(match[0])]
     if not blobs or _KNOWN_BINARY.search(bare):
         return False
     hidden = [blob for blob in blobs if _from_base64(blob[0]) is None and _from_hex(blob[0]) is None]
@@ -241,19 +248,35 @@ def _looks_encoded(blob: str) -> bool:
     return kinds == 3 and len(set(blob)) >= 8 and not wordy
 
 
-def _some(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    for number, match in enumerate(pattern.finditer(text)):
-        if number >= _MOST_CANDIDATES:
-            return
-        yield match
+def _blobs(form: Form) -> list[tuple[int, int]]:
+    """Where long runs of letters and digits stand, and short ones that end in =; at most so many."""
+    spans: list[tuple[int, int]] = []
+    start = form.runs.find(_RUN)
+    while start >= 0 and len(spans) < _MOST_CANDIDATES:
+        end = form.runs.find(b" ", start)
+        end = len(form.runs) if end < 0 else end
+        spans.append((start, end + 6))
+        start = form.runs.find(_RUN, end)
+    if "=" in form.bare:
+        for number, match in enumerate(_PADDED.finditer(form.bare)):
+            if number >= _MOST_CANDIDATES:
+                break
+            if match.start() - (start := form.runs.rfind(b" ", 0, match.start()) + 1) < _SHORTEST_BLOB:
+                spans.append((start, match.end() + 1))
+    return sorted(spans)
 
 
-def _replace(pattern: re.Pattern[str], text: str, decode: Callable[[str], str | None]) -> str:
+def _in_spans(pattern: re.Pattern[str], text: str, spans: list[tuple[int, int]]) -> Iterator[re.Match[str]]:
+    for start, end in spans:
+        yield from pattern.finditer(text, start, min(end, len(text)))
+
+
+def _replace(matches: Iterator[re.Match[str]], text: str, decode: Callable[[str], str | None]) -> str:
     """`text` with what `decode` makes of the first candidates in their places."""
     pieces: list[str] = []
     end = 0
-    for match in _some(pattern, text):
-        if (revealed := decode(match[0])) is not None:
+    for match in islice(matches, _MOST_CANDIDATES):
+        if match.start() >= end and (revealed := decode(match[0])) is not None:
             pieces += [text[end : match.start()], revealed]
             end = match.end()
     return "".join([*pieces, text[end:]]) if pieces else text
