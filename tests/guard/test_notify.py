@@ -327,12 +327,15 @@ class Mailbox:
         self.over_tls: list[bool] = []
         self.logins: list[tuple[bytes, bytes]] = []
         self.refusals: list[str] = []
+        self.hangs = False
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Mail) -> str:
         if self.refusals:
             return self.refusals.pop(0)
         self.mails.append(envelope)
         self.over_tls.append(session.ssl is not None)
+        if self.hangs:
+            await asyncio.Event().wait()
         return "250 kept"
 
     def authenticate(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
@@ -478,6 +481,22 @@ async def test_a_mail_server_that_is_silent_or_absent_is_given_up() -> None:
     await gone.wait()
     server.close()
     await server.wait_closed()
+
+
+async def test_an_attempt_that_is_broken_off_says_no_farewell(tmp_path: Path) -> None:
+    """A server that hangs after the mail's text holds up neither the attempt's end nor the process' end."""
+    box = Mailbox()
+    box.hangs = True
+    context, trusted = certificate(tmp_path)
+    async with mail_server(box, tls_context=context) as port:
+        config = msgspec.structs.replace(mail_config(port, ca_file=str(trusted)), notice_timeout_s=600.0)
+        async with notifier(config) as sender:
+            sending = asyncio.create_task(sender.send(notice("email", "a@example.com"), TICKET, LINK, START))
+            await until(lambda: box.mails)
+            sending.cancel()
+            async with asyncio.timeout(60):
+                with pytest.raises(asyncio.CancelledError):
+                    await sending
 
 
 # All of it

@@ -78,6 +78,7 @@ class Desk:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._forgotten_at = float("-inf")
+        self._in_trouble = False
 
     async def start(self) -> None:
         """Begins the work beside requests; the notices and tickets of an earlier process come first."""
@@ -111,7 +112,7 @@ class Desk:
             category=verdict.category,
             channel=channel_of(self._config, verdict.category),
             severity=verdict.severity,
-            language=verdict.language,
+            language=verdict.language[:32],
             rationale=storable(verdict.rationale),
             question=storable(case.question[:_LONGEST_QUESTION]),
             behaviour=case.behaviour,
@@ -352,8 +353,9 @@ class Desk:
             self._wake.clear()
             try:
                 await self._tidy()
+                self._in_trouble = False
             except SekishoError as error:
-                log.warning("the escalation desk: %s (%s)", error.message, error.id)
+                self._say_trouble(error)
             except Exception:
                 log.exception("the escalation desk stumbled")
             try:
@@ -380,4 +382,10 @@ class Desk:
                 for ticket_id in await self._store().no_longer_pending(tuple(self._bells)):
                     self._ring(ticket_id)
             except SekishoError as error:
-                log.warning("the escalation desk: %s (%s)", error.message, error.id)
+                self._say_trouble(error)
+
+    def _say_trouble(self, error: SekishoError) -> None:
+        """Once for each time that the store or the book is away, not each second of it."""
+        if not self._in_trouble:
+            log.warning("the escalation desk: %s (%s)", error.message, error.id)
+        self._in_trouble = True

@@ -5,6 +5,7 @@ only where `notice_text` says so. Every text has been through the redactor.
 """
 
 import datetime
+import re
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from sekisho.store.escalations import Notice, NoticeKind, Ticket
 Redact = Callable[[str], str]
 
 _SLACK_HEADER_CHARS = 150
-_SLACK_TEXT_CHARS = 2_000
+_SLACK_TEXT_CHARS = 1_900  # of 2,000: a field has its label, too
+_HALF_ESCAPE = re.compile(r"&[a-z]{0,3}$")
 
 
 class NoticeFailed(Exception):
@@ -227,6 +229,7 @@ def _mrkdwn(text: str) -> dict[str, str]:
 
 def _slack(text: str) -> str:
     """Slack's three characters escaped: `<!channel>` and foreign links are letters, not commands."""
-    cut = text if len(text) <= _SLACK_TEXT_CHARS // 5 * 4 else text[: _SLACK_TEXT_CHARS // 5 * 4 - 1] + "…"
-    escaped = cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped if len(escaped) <= _SLACK_TEXT_CHARS else escaped[: _SLACK_TEXT_CHARS - 8].rpartition("&")[0] + "…"
+    escaped = text[:_SLACK_TEXT_CHARS].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if len(escaped) <= _SLACK_TEXT_CHARS and len(text) <= _SLACK_TEXT_CHARS:
+        return escaped
+    return _HALF_ESCAPE.sub("", escaped[: _SLACK_TEXT_CHARS - 1]) + "…"

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     import ssl
 
     import aiohttp
+    import aiosmtplib
 
 SIGNATURE_HEADER = "X-Sekisho-Signature"
 ID_HEADER = "X-Sekisho-Id"
 _SIGNATURE = re.compile(r"t=([0-9]{1,12}),v1=([0-9a-f]{64})")
 _AGAIN = (408, 425, 429)
 _LONGEST_WAIT_S = 3_600.0
+_FAREWELL_S = 2.0
 
 
 class OutboundNotifier:
@@ -112,18 +114,21 @@ class OutboundNotifier:
         )
         message = mail(smtp.sender or "", recipient, text, now)
         try:
-            async with client:
-                if smtp.username_env is not None:
-                    username = self._secret(smtp.username_env, None, "the mail server's user name")
-                    password = self._secret(smtp.password_env, smtp.password_file, "the mail server's password")
-                    await client.login(username, password)
-                await client.send_message(message)
+            await client.connect()
+            if smtp.username_env is not None:
+                username = self._secret(smtp.username_env, None, "the mail server's user name")
+                password = self._secret(smtp.password_env, smtp.password_file, "the mail server's password")
+                await client.login(username, password)
+            await client.send_message(message)
+            await _farewell(client)
         except aiosmtplib.SMTPException as error:
             code = _code(error)
             again = code is None or not 500 <= code < 600
             raise NoticeFailed(f"{type(error).__name__}{'' if code is None else f' {code}'}", again=again) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise NoticeFailed(type(error).__name__) from error
+        finally:
+            client.close()
 
 
 def mail(sender: str, recipient: str, text: NoticeText, now: float) -> EmailMessage:
@@ -169,6 +174,17 @@ def _trust(smtp: SmtpConfig) -> "ssl.SSLContext | None":
     except OSError as error:  # SSLError is one
         raise NoticeFailed(f"the file of trusted certificates cannot be read: {type(error).__name__}") from error
     return context
+
+
+async def _farewell(client: "aiosmtplib.SMTP") -> None:
+    """The mail is accepted: whatever happens to the QUIT does not send it again."""
+    import aiosmtplib
+
+    try:
+        async with asyncio.timeout(_FAREWELL_S):
+            await client.quit()
+    except (aiosmtplib.SMTPException, OSError):  # TimeoutError is one
+        pass
 
 
 def _code(error: Exception) -> int | None:

@@ -27,18 +27,28 @@ async def open_ticket(connection: AsyncConnection, ticket: Ticket, notices: Sequ
     """Inserts the ticket with its notices. Where `behaviour` is `ticket` and the same key has the same request
     pending, that older ticket comes back and nothing is inserted."""
     if ticket.behaviour == "ticket":
-        same = and_(escalations.c.request_hash == ticket.request_hash, escalations.c.key_id == ticket.key_id)
-        await connection.execute(_closing("expired", now).where(same, escalations.c.expires_at <= now))
-        statement = insert_into(connection.dialect.name, escalations).on_conflict_do_nothing()
-        added = await connection.execute(statement.returning(escalations.c.id), msgspec.structs.asdict(ticket))
-        if added.first() is None:
-            waiting = select(escalations).where(same, _PENDING, escalations.c.behaviour == "ticket")
-            return _ticket((await connection.execute(waiting)).one())
+        kept = await _open_or_find(connection, ticket, now)
+        if kept.id != ticket.id:
+            return kept
     else:
         await connection.execute(insert(escalations), msgspec.structs.asdict(ticket))
     if notices:
         await connection.execute(insert(escalation_notices), [msgspec.structs.asdict(notice) for notice in notices])
     return ticket
+
+
+async def _open_or_find(connection: AsyncConnection, ticket: Ticket, now: float) -> Ticket:
+    same = and_(escalations.c.request_hash == ticket.request_hash, escalations.c.key_id == ticket.key_id)
+    await connection.execute(_closing("expired", now).where(same, escalations.c.expires_at <= now))
+    statement = insert_into(connection.dialect.name, escalations).on_conflict_do_nothing().returning(escalations.c.id)
+    waiting = select(escalations).where(same, _PENDING, escalations.c.behaviour == "ticket")
+    while True:
+        if (await connection.execute(statement, msgspec.structs.asdict(ticket))).first() is not None:
+            return ticket
+        row = (await connection.execute(waiting)).first()
+        if row is not None:
+            return _ticket(row)
+        # It was decided between the two statements: now there is room.
 
 
 async def get(connection: AsyncConnection, ticket_id: str) -> Ticket | None:
