@@ -112,8 +112,31 @@ def _of_sequence(sequence: Any, at_start: bool) -> list[Needs]:
         if node in (op.ASSERT, op.ASSERT_NOT):
             continue
         sets += _of_node(node, argument, at_start)
-        at_start = False
+        at_start = _starts_after(node, argument, at_start)
     return sets + _of_literal(run, run_at_start)
+
+
+def _starts_after(node: Any, argument: Any, at_start: bool) -> bool:
+    """Whether a word, if one follows the node, surely begins there."""
+    if node is op.LITERAL:
+        return not chr(argument).isalnum()
+    if node is op.AT:
+        return argument in (op.AT_BOUNDARY, op.AT_BEGINNING_STRING, op.AT_BEGINNING)
+    if node in (op.ASSERT, op.ASSERT_NOT):
+        return at_start
+    if node is op.SUBPATTERN:
+        return _starts_after_all(argument[-1], at_start)
+    if node is op.BRANCH:
+        return all(_starts_after_all(branch, at_start) for branch in argument[1])
+    if node in (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT):
+        return (at_start or argument[0] > 0) and _starts_after_all(argument[2], at_start)
+    return False
+
+
+def _starts_after_all(sequence: Any, at_start: bool) -> bool:
+    for node, argument in sequence:
+        at_start = _starts_after(node, argument, at_start)
+    return at_start
 
 
 def _of_node(node: Any, argument: Any, at_start: bool) -> list[Needs]:
