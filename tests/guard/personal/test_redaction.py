@@ -130,6 +130,14 @@ def test_a_placeholder_that_was_there_already_is_not_given_again() -> None:
     assert redact("[EMAIL_1] a@example.com").text == "[EMAIL_1] [EMAIL_2]"
 
 
+def test_a_placeholder_is_no_context() -> None:
+    """The word in `[CARD_1]` calls no number beside it a card, or a second redaction would find more."""
+    text = "4111 1111 1111 1111: 5018 0000 0009"
+    assert redact(text).text == "[CARD_1]: 5018 0000 0009"
+    assert redact("[CARD_1]: 5018 0000 0009").found == ()
+    assert redact("[MY_NUMBER_1]: 123456789018").found == ()
+
+
 def test_the_longest_find_wins() -> None:
     """Twelve digits of a card that would pass as a My Number are part of the card."""
     assert redact("個人番号 4111 1111 1111 1111").text == "個人番号 [CARD_1]"

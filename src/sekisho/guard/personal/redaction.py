@@ -13,6 +13,7 @@ from sekisho.guard.personal.places import addresses, births, emails
 from sekisho.guard.personal.views import View, views
 
 PLACEHOLDER = re.compile(r"\[[A-Z]+(?:_[A-Z]+)*_[0-9]+\]")
+_PLACEHOLDER_LOWER = re.compile(r"\[[a-z]+(?:_[a-z]+)*_[0-9]+\]")
 _PASSES = 4
 _REACH = 48  # characters; further away nothing depends on a placeholder
 
@@ -124,6 +125,8 @@ def _windows(text: str) -> list[tuple[int, int]]:
 def _in_view(view: View) -> Iterable[Span]:
     text = view.text
     lower = (text if text.isascii() else text.replace("İ", "I")).lower()  # of the same length
+    if "[" in lower:  # `[CARD_1]` must not call the number beside it a card
+        lower = _PLACEHOLDER_LOWER.sub(lambda match: "·" * len(match[0]), lower)
     spans = credentials(text, lower)
     if "@" in text:
         spans += emails(text)
