@@ -80,8 +80,8 @@ _SPACED = re.compile(
 _WORD_GAP = re.compile(r"[ \t\r\n]{2,}")
 _MARKED_JAPANESE = re.compile(rf"(?:[.\-_*·•|/~+=][.\-_*·•|/~+=]{{0,2}}+|・)(?=[{_CJK}])")
 _JAPANESE_LETTER = re.compile(f"[{_CJK}]")
-_LEET_WORD = re.compile(rb"(?<![a0])(?:a+0{1,3}a[a0]*|a+0(?![a0])|0{1,2}a{2,}[a0]*)")
-_LEET_HINTS = (b"a0a", b"a00a", b"a000a", b" 0aa", b" 00aa")
+_LEET_WORD = re.compile(rb"(?<![a0])(?:a+0{1,3}a[a0]*|a+0(?![a0])|0{1,2}a{3,}[a0]*)")
+_LEET_HINTS = (b"a0a", b"a00a", b"a000a", b" 0aaa", b" 00aaa")
 _LEET = str.maketrans("013457@8$!|", "oieastabsil")
 _LEET_L = str.maketrans("013457@8$!|", "oleastabsll")
 
@@ -141,7 +141,7 @@ def leet(form: Form) -> Iterator[tuple[str, str]]:
     spans = [
         (start, end)
         for start, end in (match.span() for match in _LEET_WORD.finditer(form.signs))
-        if end - start <= _LONGEST_LEET_WORD and bare[end - 2] not in "!|"
+        if end - start <= _LONGEST_LEET_WORD and bare[end - 2] not in "!|" and bare[start - 1] != "$"
     ]
     for table in (_LEET, _LEET_L):
         pieces, done = [], 0
