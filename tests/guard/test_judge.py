@@ -165,6 +165,13 @@ def test_the_model_raises_and_never_lowers(words: list[str]) -> None:
     assert with_model.decision != "allow" or "scam" not in words
 
 
+def test_a_rule_names_the_category_where_both_found_something() -> None:
+    """The model's guess of a category gives way to what a rule saw; its finding stays beside it."""
+    verdict = judge_of(model=WordModel({"diagnosis": "escalate"})).judge(turn(message("user", "a diagnosis")))
+    assert (verdict.category, verdict.decided_by) == ("medical", "rule")
+    assert {finding.category for finding in verdict.findings} == {"medical", "fraud"}
+
+
 def test_the_same_turn_gets_the_same_verdict_and_costs_once() -> None:
     """Pure given policy and model; what was judged is not judged again, until the rules change."""
     rules = WordRules()

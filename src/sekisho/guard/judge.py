@@ -140,7 +140,7 @@ class Judge:
                 policy_version=policy,
                 language=language,
             )
-        first = max(findings, key=lambda finding: (_grave(finding.decision), _severe(finding.severity)))
+        first = max(findings, key=_weight)
         return Verdict(
             first.decision,
             first.category,
@@ -174,6 +174,11 @@ def gravest(verdicts: Iterable[Verdict]) -> Verdict | None:
 
 def _grave(decision: Decision) -> int:
     return DECISIONS.index(decision)
+
+
+def _weight(finding: Finding) -> tuple[int, bool, int]:
+    """Of two findings with the same decision a rule's gives the category: it says what it saw."""
+    return _grave(finding.decision), finding.source == "rule", _severe(finding.severity)
 
 
 def _severe(severity: Severity) -> int:
