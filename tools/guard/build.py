@@ -31,10 +31,10 @@ LINES_A_FAMILY = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--per-core", type=int, default=5, help="alternatives of a hand-written line that are used")
+    parser.add_argument("--per-core", type=int, default=3, help="alternatives of a hand-written line that are used")
     parser.add_argument("--variants", type=int, default=1, help="of each alternative, with context and style")
     parser.add_argument("--penalty", type=float, default=1e-5)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--alpha", type=float, default=bands.ALPHA)
     plan = parser.parse_args()
     STATE.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,11 @@ def trained(
     decisions, categories = train.labels(some)
     columns = train.seen_often(matrix, np.array([row.core for row in some]), 2)
     weights = train.row_weights(some)
-    narrow = matrix[:, columns]
-    decide, decide_bias = train.fit(narrow, decisions, len(DECISIONS), weights, plan.penalty, rounds=plan.rounds)
-    name, name_bias = train.fit(narrow, categories, len(CATEGORIES), weights, plan.penalty, rounds=plan.rounds // 2)
-    table, scale = train.quantised(columns, np.hstack([decide, name]))
+    rare = train.rarity(matrix)[columns]
+    narrow = train.scaled(matrix[:, columns], rare)
+    decide, decide_bias = train.fit(narrow, decisions, len(DECISIONS), weights, plan.penalty, plan.rounds)
+    name, name_bias = train.fit(narrow, categories, len(CATEGORIES), weights, plan.penalty, plan.rounds // 2)
+    table, scale = train.quantised(columns, np.hstack([decide, name]) * rare[:, None])
     return table, scale, np.concatenate([decide_bias, name_bias]).astype(np.float32)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags
 
 from sekisho.core.verdict import DECISIONS
 from sekisho.guard import grams
@@ -21,7 +21,7 @@ def features(texts: Sequence[str]) -> csr_matrix:
     indices, values, ends = [], [], [0]
     for text in texts:
         points = grams.codes(plain(text))
-        found = np.concatenate([grams.grams(points).ravel(), grams.words(points)[0].ravel()])
+        found = np.concatenate([part.ravel() for part in grams.parts(points)[:2]])
         buckets, counts = np.unique(found, return_counts=True)
         kept = buckets != 0
         indices.append(buckets[kept])
@@ -38,6 +38,13 @@ def seen_often(matrix: csr_matrix, groups: np.ndarray, least: int) -> np.ndarray
     pairs = np.unique(entries.col.astype(np.int64) * (int(groups.max()) + 1) + groups[entries.row])
     columns, counts = np.unique(pairs // (int(groups.max()) + 1), return_counts=True)
     return columns[counts >= least]
+
+
+def rarity(matrix: csr_matrix) -> np.ndarray:
+    """(BUCKETS,): how much a part counts for being rare, ln((rows + 1) / (rows with it + 1)) / 4. Multiplied into the
+    weights in the end, so that it costs nothing when a text is judged."""
+    rows_with = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return (np.log((matrix.shape[0] + 1) / (rows_with + 1)) / 4).astype(np.float32)
 
 
 def fit(
@@ -86,6 +93,10 @@ def quantised(columns: np.ndarray, weights: np.ndarray, sharp: float = 127.0) ->
     table[columns] = np.clip(np.rint(weights / scale), -127, 127).astype(np.int8)
     table[0] = 0
     return table, scale.astype(np.float32)
+
+
+def scaled(matrix: csr_matrix, by: np.ndarray) -> csr_matrix:
+    return (matrix @ diags(by)).tocsr()
 
 
 def labels(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from sekisho.guard.language import language as language_of
 from sekisho.guard.text import plain
 
 ALPHA = 0.05
+ALPHA_REFUSAL = 0.04  # under the 5 % that the whole guard may refuse wrongly: rules add their own
 POOLED = "*"
 _FEWEST_REFUSALS = 19
 
@@ -117,7 +118,7 @@ def risk_threshold(harms: Sequence[float], alpha: float) -> float:
     return sorted(harms)[allowed]
 
 
-def band_of(points: Iterable[Point], alpha: float = ALPHA, alpha_refusal: float = ALPHA) -> Band:
+def band_of(points: Iterable[Point], alpha: float = ALPHA, alpha_refusal: float = ALPHA_REFUSAL) -> Band:
     """The band of scored rows. A category of a language with too few positives takes its language's thresholds, a
     language with too few those of all rows; the notes say which. Raises ValueError where even these are too few."""
     if not 0 < alpha < 1 or not 0 < alpha_refusal < 1:

@@ -1,4 +1,4 @@
-"""The linear model: one table of small whole numbers, summed over the hashed parts of a text. Triage, not a guard model.
+"""The linear model: a table of small whole numbers, summed over the hashed parts of a text. Triage, no guard model.
 
 Long texts are judged in overlapping windows and the worst one counts, so that much harmless text does not thin out a
 little harm. Reads texts in the plain form of `guard.text`."""
@@ -87,26 +87,31 @@ class Classifier:
     def _blocks(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Summed weights (blocks, HEADS) and number of features (blocks,) per block of the text."""
         points = grams.codes(text)
-        count = -(-len(points) // grams.BLOCK)
-        found = grams.grams(points)
-        padded = np.zeros((count * grams.BLOCK, _LANES), np.uint64)
-        self._lanes.take(found[0], axis=0, out=padded[: len(points)])
-        for row in found[1:]:
-            padded[: len(points)] += self._lanes.take(row, axis=0)
-        lanes = padded.reshape(count, grams.BLOCK, _LANES).sum(axis=1)
+        size = len(points)
+        count = -(-size // grams.BLOCK)
+        found, words, starts = grams.parts(points)
+        padded = np.zeros((grams.LENGTHS, count * grams.BLOCK), np.intp)
+        padded[:, :size] = found
+        summed = self._lanes.take(padded[0], axis=0)
+        for row in padded[1:]:
+            summed += self._lanes.take(row, axis=0)
+        lanes = summed.reshape(count, -1)
+        while lanes.shape[1] > _LANES:  # halves onto each other until one row is left of a block
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
         counts = np.full(count, grams.BLOCK * grams.LENGTHS, np.int32)
-        counts[-1] = (len(points) - (count - 1) * grams.BLOCK) * grams.LENGTHS
-        buckets, starts = grams.words(points)
+        zeros = counts.copy()
+        counts[-1] = (size - (count - 1) * grams.BLOCK) * grams.LENGTHS
         if len(starts):
-            of_words = self._lanes.take(buckets[0], axis=0)
-            for row in buckets[1:]:
-                of_words += self._lanes.take(row, axis=0)
+            of_words = self._lanes.take(words.ravel(), axis=0).reshape(*words.shape, _LANES).sum(axis=0)
             blocks = starts // grams.BLOCK
+            in_block = np.bincount(blocks, minlength=count).astype(np.int32) * grams.WORD_FEATURES
             firsts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]])
             lanes[blocks[firsts]] += np.add.reduceat(of_words, firsts, axis=0)
-            counts += np.bincount(blocks, minlength=count).astype(np.int32) * grams.WORD_FEATURES
+            counts += in_block
+            zeros += in_block
         sums = lanes.view(np.uint16).astype(np.int32)
-        sums -= counts[:, None] * _ZERO
+        sums -= zeros[:, None] * _ZERO
         return sums, counts
 
     def _windows(self, sums: NDArray[np.int32], counts: NDArray[np.int32], language: str) -> NDArray[np.float32]:

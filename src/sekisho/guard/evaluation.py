@@ -1,4 +1,4 @@
-"""How good a judge is on labelled requests: rates with Wilson 95 % intervals, by language and category, and a matrix."""
+"""How good a judge is on labelled requests: rates with Wilson 95 % intervals by language and category, a matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _ALIASES: dict[str, Category] = {
     **dict.fromkeys(("health", "medicine", "medication", "医療"), "medical"),
     **dict.fromkeys(("law", "legal_compliance", "compliance", "法務", "法律"), "legal"),
     **dict.fromkeys(("harassment", "hr_harassment", "human_resources", "employment", "labor", "人事"), "hr"),
-    **dict.fromkeys(("cyber", "cybersecurity", "cyber_security", "malware", "hacking", "access", "セキュリティ"), "security"),
+    **dict.fromkeys(("cyber", "cybersecurity", "cyber_security", "malware", "hacking", "access"), "security"),
+    **dict.fromkeys(("information_security", "it_security", "incident", "セキュリティ"), "security"),
     **dict.fromkeys(("selfharm", "suicide", "crisis", "自傷"), "self_harm"),
     **dict.fromkeys(("weapon", "explosives", "drugs", "cbrn", "illicit_drugs", "武器"), "weapons"),
     **dict.fromkeys(("scam", "financial", "financial_crime", "phishing", "詐欺"), "fraud"),
@@ -307,10 +308,11 @@ def confusion_svg(evaluation: Evaluation) -> str:
                 shade = round(255 - 175 * share)
                 colour = f"rgb({shade},{shade},255)" if line == column else f"rgb(255,{shade},{shade})"
                 x = x0 + left + column * cell
+                middle = x + cell // 2
                 parts.append(
                     f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colour}" stroke="#888"/>'
-                    f'<text x="{x + cell // 2}" y="{y + 30}" text-anchor="middle">{hits}</text>'
-                    f'<text x="{x + cell // 2}" y="{y + 46}" text-anchor="middle" fill="#444">{100 * share:.1f} %</text>'
+                    f'<text x="{middle}" y="{y + 30}" text-anchor="middle">{hits}</text>'
+                    f'<text x="{middle}" y="{y + 46}" text-anchor="middle" fill="#444">{100 * share:.1f} %</text>'
                 )
         parts.append(
             f'<text x="{x0 + left}" y="{top + 3 * cell + 22}" fill="#444">rows: label, columns: decided</text>'

@@ -14,14 +14,13 @@ WORD_FEATURES = 6
 BLOCK = 16  # positions that are summed together; windows are made of blocks
 
 Codes = NDArray[np.uint32]
-Buckets = NDArray[np.int64]
+Buckets = NDArray[np.intp]
 
 _SHIFT = np.uint32(32 - 18)
 _PRIME = np.uint32(0x01000193)
-_SALTS = np.array([0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1], np.uint32)
-_WORD_SALTS = np.array([0xD3A2646D, 0xFD7046C5, 0xB55A4F09, 0x8DA6B343, 0xD8163841, 0xCB1AB31F], np.uint32)
+_SALTS = np.array([0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1], np.uint32)[:, None]
+_WORD_SALTS = np.array([0, 0x3C6EF372, 0x78DDE6E4, 0x78DDE6E4, 0x78DDE6E4, 0x78DDE6E4], np.uint32)[:, None]
 _SPACE, _LATIN, _HIRAGANA, _KATAKANA, _KANJI, _OTHER = range(6)
-_LONGEST_WORD = 24
 _STOPS = (
     "a an the of to in on at for from with by and or but is are was were be been am it its this that i me my you your "
     "he she him her his we us our they them their do does did how what which who when where why can could would should "
@@ -39,7 +38,6 @@ def _scripts() -> NDArray[np.uint8]:
 
 
 _SCRIPTS = _scripts()
-_POWERS = np.array([pow(0x01000193, n, 1 << 32) for n in range(_LONGEST_WORD)], np.uint32)
 
 
 def codes(text: str) -> Codes:
@@ -48,72 +46,86 @@ def codes(text: str) -> Codes:
     return np.where((found >= 0x31) & (found <= 0x39), np.uint32(0x30), found)
 
 
-def grams(points: Codes) -> Buckets:
-    """Shape (LENGTHS, len(points)): the bucket of the n-gram that starts at each position."""
-    found = np.empty((LENGTHS, len(points)), np.uint32)
-    ahead = np.zeros(len(points) + LENGTHS, np.uint32)
-    ahead[: len(points)] = points
-    ahead *= np.uint32(0x9E3779B1)
+def parts(points: Codes) -> tuple[Buckets, Buckets, NDArray[np.intp]]:
+    """Shape (LENGTHS, len(points)): the bucket of the n-gram that starts at each position. Shape (WORD_FEATURES,
+    words): of each word, the pair with the next one, and, for words that carry meaning, the pairs with the next one,
+    two, three and four of these; 0 where there is none. Shape (words,): where each word starts."""
+    count = len(points)
+    found = np.empty((LENGTHS, count), np.uint32)
+    ahead = np.zeros(count + LENGTHS, np.uint32)
+    np.multiply(points, np.uint32(0x9E3779B1), out=ahead[:count])
     ahead ^= ahead >> np.uint32(15)
-    rolled = ahead[: len(points)].copy()
-    for n in range(LENGTHS):
-        if n:
-            rolled = rolled * _PRIME + ahead[n : n + len(points)]
-        found[n] = rolled
-    found *= _SALTS[:, None]
+    found[0] = ahead[:count]
+    for n in range(1, LENGTHS):
+        np.multiply(found[n - 1], _PRIME, out=found[n])
+        found[n] += ahead[n : n + count]
+    found *= _SALTS
     found ^= found >> np.uint32(16)
     found *= np.uint32(0x7FEB352D)
-    return (found >> _SHIFT).astype(np.int64)
+    buckets, starts = _words(points, found)
+    found >>= _SHIFT
+    return found.astype(np.intp), buckets, starts
 
 
-def words(points: Codes) -> tuple[Buckets, NDArray[np.int64]]:
-    """Shape (WORD_FEATURES, words): each word, the pair with the next one, and, for words that carry meaning, the pairs
-    with the next one, two, three and four of these; and where each word starts."""
-    script = _SCRIPTS[np.minimum(points, 0xFFFF)]
-    edge = np.empty(len(points), bool)
-    edge[0] = True
-    np.not_equal(script[1:], script[:-1], out=edge[1:])
-    starts = np.flatnonzero(edge)
-    if not len(starts):
-        return np.empty((WORD_FEATURES, 0), np.int64), starts
-    runs = np.cumsum(edge) - 1
-    within = np.minimum(np.arange(len(points)) - starts[runs], _LONGEST_WORD - 1)
-    hashes = np.add.reduceat((points * np.uint32(0x85EBCA6B)) * _POWERS[within], starts, dtype=np.uint32)
+def _words(points: Codes, hashed: Codes) -> tuple[Buckets, NDArray[np.intp]]:
+    """A word's hash is the sum of those of its letter pairs, and of its last letter."""
+    script = _SCRIPTS.take(points, mode="clip")
+    edge = np.empty(len(points) + 1, bool)
+    edge[0] = edge[-1] = True
+    np.not_equal(script[1:], script[:-1], out=edge[1:-1])
+    starts = np.flatnonzero(edge[:-1])
+    hashes = np.add.reduceat(np.where(edge[1:], hashed[0], hashed[1]), starts, dtype=np.uint32)
     kind = script[starts]
     kept = kind != _SPACE
     hashes, starts, kind = _mix(hashes[kept]), starts[kept], kind[kept]
     count = len(starts)
     found = np.zeros((WORD_FEATURES, count), np.uint32)
+    if not count:
+        return found.astype(np.intp), starts
     found[0] = hashes
     found[1, :-1] = hashes[:-1] * _PRIME + hashes[1:]
     meaning = np.flatnonzero((kind != _HIRAGANA) & ~_STOP_TABLE[hashes >> np.uint32(16)])
     carried = hashes[meaning]
-    for distance in range(1, WORD_FEATURES - 1):
-        if len(meaning) > distance:
-            pair = carried[:-distance] * _PRIME + carried[distance:]
-            found[1 + distance, meaning[:-distance]] = pair + np.uint32(1)
-    absent = found == 0
-    found += np.array([0, 1, 2, 2, 2, 2], np.uint32)[:, None] * np.uint32(0x3C6EF372)
-    buckets = (_mix(found) >> _SHIFT).astype(np.int64)
-    buckets[absent] = 0
+    first = carried * _PRIME + np.uint32(1)
+    for distance in range(1, min(WORD_FEATURES - 1, len(meaning))):
+        found[1 + distance, meaning[:-distance]] = first[:-distance] + carried[distance:]
+    buckets = (_mix(found + _WORD_SALTS) >> _SHIFT).astype(np.intp)
+    buckets[found == 0] = 0
     return buckets, starts
 
 
-def _mix(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _mix(values: Codes) -> Codes:
     values = values ^ (values >> np.uint32(16))
-    values = values * np.uint32(0x7FEB352D)
-    values = values ^ (values >> np.uint32(15))
-    return values * np.uint32(0x846CA68B)
+    values *= np.uint32(0x7FEB352D)
+    values ^= values >> np.uint32(15)
+    values *= np.uint32(0x846CA68B)
+    return values
 
 
 def _stop_table() -> NDArray[np.bool_]:
     """By the upper half of a word's hash: whether it is one of the words without a meaning of their own."""
+    points = codes(_STOPS)
     table = np.zeros(65536, bool)
-    for word in _STOPS.split():
-        points = np.array([ord(letter) for letter in word], np.uint32)
-        total = (points * np.uint32(0x85EBCA6B) * _POWERS[: len(points)]).sum(dtype=np.uint32)
-        table[_mix(np.array([total], np.uint32))[0] >> np.uint32(16)] = True
+    table[_hashes_of_words(points) >> np.uint32(16)] = True
     return table
+
+
+def _hashes_of_words(points: Codes) -> Codes:
+    """The bare hashes, before there is a table of stop words."""
+    ahead = points * np.uint32(0x9E3779B1)
+    ahead ^= ahead >> np.uint32(15)
+    pairs = np.empty((2, len(points)), np.uint32)
+    pairs[0] = ahead
+    pairs[1] = ahead * _PRIME
+    pairs[1, :-1] += ahead[1:]
+    pairs *= _SALTS[:2]
+    pairs ^= pairs >> np.uint32(16)
+    pairs *= np.uint32(0x7FEB352D)
+    script = _SCRIPTS[points]
+    edge = np.r_[True, script[1:] != script[:-1], True]
+    starts = np.flatnonzero(edge[:-1])
+    hashes = np.add.reduceat(np.where(edge[1:], pairs[0], pairs[1]), starts, dtype=np.uint32)
+    return _mix(hashes[script[starts] != _SPACE])
 
 
 _STOP_TABLE = _stop_table()
