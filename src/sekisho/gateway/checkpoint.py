@@ -266,9 +266,10 @@ class Checkpoint:
             yield await passing.ended(out) if passing.over else out
 
     def _watch(self, choices: int) -> OutputWatch | None:
+        """Only what is to be refused ends an answer: that a person should look at a subject was said of the request."""
         if not self._config.output or self._mode() == "off":
             return None
-        return OutputWatch(self._judge_output, OutputOptions(self._config.hold_back_chars), choices)
+        return OutputWatch(self._judge_output, OutputOptions(self._config.hold_back_chars, escalate="allow"), choices)
 
     def _judge_output(self, text: str) -> Verdict:
         return self._judge.judge_text(text, "assistant", "output")
