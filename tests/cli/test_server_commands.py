@@ -129,6 +129,33 @@ def test_an_unknown_host_is_told(home: Path) -> None:
     assert "--port" not in failed.stderr
 
 
+def test_an_emergency_reaches_the_server_that_runs(home: Path) -> None:
+    """`up --guard off --test-mode` lets pass; `emergency on` holds everything, over that mode, until `off`; the book is
+    read beside the server, and tells the verdict."""
+    told = json.loads(program(home, "up", "--detach", "--guard", "off", "--test-mode", "--json").stdout)
+    mode = json.loads(program(home, "guard", "mode", "--json").stdout)
+    assert (mode["mode"], mode["from"], mode["test_mode"], mode["running"]) == ("off", "server", True, True)
+
+    def ends_with(reason: str) -> None:
+        deadline = time.monotonic() + 60
+        while ask(told["url"], told["admin_key"])["choices"][0]["finish_reason"] != reason:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    ends_with("stop")
+    assert program(home, "emergency", "on", "--reason", "a drill").returncode == 0
+    ends_with("content_filter")
+    mode = json.loads(program(home, "guard", "mode", "--json").stdout)
+    assert (mode["mode"], mode["configured"], mode["from"]) == ("emergency", "off", "emergency")
+    found = json.loads(program(home, "audit", "search", "--decision", "escalate", "--json").stdout)
+    assert found[-1]["record"]["decided_by"] == "configuration"
+    (ticket, *_) = json.loads(program(home, "escalation", "list", "--json").stdout)
+    assert ticket["question"] == "hello"
+    assert program(home, "emergency", "off").returncode == 0
+    ends_with("stop")
+    assert program(home, "audit", "verify").returncode == 0
+
+
 def test_down_without_patience(home: Path) -> None:
     """`down` gives up with 1 when a process that is noted as ours does not end; it is never killed unasked."""
     from sekisho.ops.home import RunState, write_state
