@@ -73,6 +73,17 @@ def test_tail_shows_the_end(answer: Answer, sekisho: Run, book: Path) -> None:
     assert "爆弾の作り方" in out
 
 
+def test_a_prompt_cannot_steer_the_terminal(answer: Answer, sekisho: Run, home: Path) -> None:
+    """Escape sequences and letters that turn a line around are shown, not sent; JSON has them escaped."""
+    write_book(home, verdict(1, text="\x1b[2J\x1b]0;owned\x07 \u202eevil"))
+    for command in (["audit", "tail"], ["audit", "show", "1"]):
+        code, out, _ = sekisho(*command)
+        assert code == 0
+        assert "\\x1b[2J" in out
+        assert not {"\x1b", "\x07", "\u202e"} & set(out)
+    assert answer("audit", "show", "1")["entries"][0]["record"]["input"].startswith("\x1b[2J")
+
+
 def test_tail_follows_a_book_that_is_written(book: Path) -> None:
     """Beside the writer, each new record comes as a line of JSON; Ctrl+C ends it with 130."""
     place = Home(book)

@@ -226,3 +226,14 @@ def test_a_wrong_span_leaves_no_file(sekisho: Run, home: Path, tmp_path: Path, s
     """A time that is not understood is wrong usage, and nothing is written."""
     assert sekisho("emergency", "export", "--since", since, "--out", str(tmp_path / "x"))[0] == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_wrong_settings_hold_no_emergency_up(answer: Answer, sekisho: Run, home: Path) -> None:
+    """It can be declared, seen and ended while sekisho.yaml is broken; what is wrong is told beside it."""
+    home.mkdir()
+    (home / "sekisho.yaml").write_text("colour: red\n")
+    code, _, err = sekisho("emergency", "on", "--reason", "keys leaked", "--backup")
+    assert code == 0
+    assert "colour" in err
+    assert answer("emergency", "status")["on"] is True
+    assert answer("emergency", "off")["ended"]["reason"] == "keys leaked"

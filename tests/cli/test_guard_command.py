@@ -99,6 +99,7 @@ def test_eval_tells_rates_and_a_case_for_each_line(answer: Answer, tmp_path: Pat
     told = answer("guard", "eval", str(file), "--cases", str(cases), "--plot", str(plot))
     assert told["overall"]["count"] == 3
     assert told["overall"]["refuse_recall"]["value"] == 1.0
+    assert told["overall"]["matrix"]["REFUSE"]["REFUSE"] == 2
     assert sorted(told["by_language"]) == ["en", "ja"]
     assert 0 < told["by_language"]["ja"]["refuse_recall"]["low"] < 1
     lines = [json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines()]

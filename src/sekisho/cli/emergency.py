@@ -45,13 +45,14 @@ def on(
     out, place = Output(as_json=as_json), at_home(home)
     if not reason.strip():
         raise CommandFailed("--reason: say why", exit_code=USAGE)
-    settings = settings_of(place)
     place.create()
     before = _current(place)
     emergency = before or Emergency(time.time(), person(), reason.strip())
     if before is None:  # first of all: a back-up may take a while
         body = msgspec.json.format(msgspec.json.encode(emergency)) + b"\n"
         write_atomically(emergency_file(place.guard), body)
+    settings = _settings(out, place)  # may be wrong: that holds no emergency up
+    if before is None:
         _note(place, settings, AdminRecord(action="emergency_on", user_id=emergency.by, detail={"reason": reason}))
     copied = _back_up(out, place, settings) if backup else None
     out.json({"already": before is not None, **plain(emergency), "backup": None if copied is None else str(copied)})
@@ -69,11 +70,11 @@ def off(home: HomeOption = None, as_json: JsonOption = False) -> None:
     from sekisho.guard.emergency import emergency_file
 
     out, place = Output(as_json=as_json), at_home(home)
-    settings = settings_of(place)
     emergency = _current(place)
     if emergency is None:
         raise CommandFailed(out.text("emergency_none"), exit_code=ABSENT)
     emergency_file(place.guard).unlink(missing_ok=True)
+    settings = _settings(out, place)
     _note(place, settings, AdminRecord(action="emergency_off", user_id=person(), detail={"reason": emergency.reason}))
     answer = mode_in_force(place, settings)
     out.json({"ended": emergency, "mode": answer["mode"]})
@@ -85,7 +86,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show whether an emergency is on, since when, by whom and why."""
     out, place = Output(as_json=as_json), at_home(home)
     emergency = _current(place)
-    answer = mode_in_force(place, settings_of(place))
+    answer = mode_in_force(place, _settings(out, place))
     out.json({"on": emergency is not None, **({} if emergency is None else plain(emergency)), "mode": answer["mode"]})
     if emergency is None:
         out.say("emergency_none")
@@ -129,6 +130,17 @@ def export(
     out.say("incident_done", file=out_file, count=len(incident.names))
     for name, why in incident.missing.items():
         out.warn(f"{name}: {why}")
+
+
+def _settings(out: Output, place: "Home") -> "Settings":
+    """Those of the home; the defaults, with a warning, where they are wrong."""
+    from sekisho.settings import Settings, SettingsError
+
+    try:
+        return settings_of(place)
+    except SettingsError as error:
+        out.warn(str(error))
+        return Settings()
 
 
 def _current(place: "Home") -> "Emergency | None":

@@ -152,12 +152,12 @@ def with_desk(place: "Home", settings: "Settings", work: Callable[["Desk"], Awai
     from sekisho.core.clock import SystemClock
     from sekisho.gateway.seal import Sealer, load_or_create_key
     from sekisho.guard.desk import Desk
-    from sekisho.guard.notify import OutboundNotifier
+    from sekisho.guard.quiet import QuietNotifier
 
     async def run(store: "Store") -> T:
         config = settings.guard.escalation
         sealer = Sealer(load_or_create_key(place.secrets / "seal.key"))
-        desk = Desk(lambda: store, config, OutboundNotifier(config, lambda text: text), SystemClock(), sealer=sealer)
+        desk = Desk(lambda: store, config, QuietNotifier(), SystemClock(), sealer=sealer)
         try:
             return await work(desk)
         finally:

@@ -66,6 +66,7 @@ def explain(
         {
             **plain(verdict),
             "decision": verdict.decision.upper(),
+            "findings": [{**plain(each), "decision": each.decision.upper()} for each in verdict.findings],
             "rationale": rationales,
             "views": [{"via": list(view.via), "text": view.text, "opaque": view.opaque} for view in readings],
         }

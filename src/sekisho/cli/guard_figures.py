@@ -91,13 +91,21 @@ def evaluate(
             raise CommandFailed(f"{file}: {error}", exit_code=USAGE) from error
     if plot is not None:
         plot.write_text(evaluation.confusion_svg(result), encoding="utf-8")
-    out.json({**plain(result), "cases": _told(cases), "plot": _told(plot)})
+    out.json({**_loud(plain(result)), "cases": _told(cases), "plot": _told(plot)})
     _show_figures(out, result)
     for line in result.bad_lines[:SHOWN_BAD_LINES]:
         out.warn(f"{file}, {line}")
     if result.bad_lines:
         out.warn(out.text("eval_bad", count=len(result.bad_lines)))
         raise typer.Exit(FAILED)
+
+
+def _loud(value: Any) -> Any:
+    """With the decisions of its matrices in capitals, as they are everywhere in JSON."""
+    if not isinstance(value, dict):
+        return value
+    capital = {"allow", "escalate", "refuse"}
+    return {name.upper() if name in capital else name: _loud(inner) for name, inner in value.items()}
 
 
 def _told(path: Path | None) -> str | None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_COLUMNS = 240
+_COMMANDS_TO_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def language(environment: Mapping[str, str] | None = None) -> str:
@@ -53,12 +55,12 @@ class Output:
     def line(self, line: str = "", style: str | None = None) -> None:
         """A line as it is, never wrapped: it may be there to be copied."""
         if not self.as_json:
-            self.console().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console().print(visible(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, line: str) -> None:
         """To standard error, in both modes."""
         self.console(error=True).print(
-            f"{self.text('warning')}: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            visible(f"{self.text('warning')}: {line}"), style="yellow", markup=False, highlight=False, soft_wrap=True
         )
 
     def json(self, value: Any) -> None:
@@ -87,7 +89,7 @@ class Output:
                 Text(column), style="bold" if index == 0 else None, no_wrap=index < unbroken, overflow="fold"
             )
         for row in rows:
-            table.add_row(*(Text("—" if cell is None else str(cell)) for cell in row))
+            table.add_row(*(Text("—" if cell is None else visible(str(cell))) for cell in row))
         if title is not None:
             self.line(title)
         console = self.console()
@@ -104,7 +106,7 @@ class Output:
             self.json({"error": {**error, **failure.details}})
             return
         console = self.console(error=True)
-        for line in f"{self.text('error')}: {message}".splitlines():
+        for line in visible(f"{self.text('error')}: {message}").splitlines():
             console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         if hint:
             console.print(f"{self.text('next')}: {hint}", markup=False, highlight=False, soft_wrap=True)
@@ -125,6 +127,11 @@ class Output:
         # A pipe has no width: a folded line would be of no use to what reads it.
         width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
         return Console(file=stream, width=width)
+
+
+def visible(text: str) -> str:
+    """What would steer a terminal or turn letters around, as `\\x1b`: prompts and names come from strangers."""
+    return _COMMANDS_TO_TERMINALS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def plain(value: Any) -> Any:
