@@ -1,5 +1,6 @@
 """The whole checkpoint over HTTP: real rules, real model, real book, real tickets; the engine is the fake one."""
 
+import asyncio
 import re
 import threading
 import time
@@ -14,9 +15,12 @@ from gateway_harness import FAKE, LiveGateway, chat
 from sekisho.audit.keys import ReaderKeys
 from sekisho.audit.reader import Reader
 from sekisho.audit.records import EscalationRecord, OutcomeRecord, Record, VerdictRecord
+from sekisho.core.events import EventStream, Finished, TextDelta
+from sekisho.core.turn import Turn
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.desk_config import ApproverConfig, EscalationConfig
+from sekisho.guard.guard_model import GuardModelConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.settings import Settings
@@ -325,3 +329,38 @@ def test_nothing_that_was_written_holds_a_secret_in_clear(guarded: Guarded) -> N
         for secret in planted:
             assert secret.encode() not in body, (path, secret)
     assert "[EMAIL_1]" in str(records(live))
+
+
+@pytest.mark.parametrize(
+    ("rating", "decision", "reason"),
+    [
+        ("Safety: Safe\nCategories: None", "ALLOW", "stop"),
+        ("Safety: Unsafe\nCategories: Violent", "REFUSE", "content_filter"),
+        ("Safety: Controversial\nCategories: Unethical Acts", "ESCALATE", "content_filter"),
+        ("I cannot rate this.", "REFUSE", "content_filter"),
+        ("stall:0", "REFUSE", "content_filter"),
+    ],
+)
+def test_a_guard_model_has_the_last_word_and_silence_means_no(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, rating: str, decision: str, reason: str
+) -> None:
+    """The opinion of a guard model is asked over an engine of ours; it can be graver, and must be there in time."""
+    live = guarded(model=GuardModelConfig(model="fake", format="qwen3guard", deadline_s=0.5))
+    entry = live.gateway.roster.entries["fake"]
+    generate = entry.engine.generate
+
+    async def rated(turn: Turn) -> EventStream:
+        if not turn.id.startswith("guard_"):
+            async for batch in generate(turn):
+                yield batch
+            return
+        if rating.startswith("stall"):
+            await asyncio.sleep(30)
+        yield [TextDelta(rating)]
+        yield [Finished("stop")]
+
+    monkeypatch.setattr(entry.engine, "generate", rated)
+    assert ask(live, BENIGN, False)[2] == reason
+    verdict = records(live, 2)[0]
+    assert isinstance(verdict, VerdictRecord)
+    assert verdict.decision == decision

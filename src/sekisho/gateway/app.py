@@ -156,7 +156,8 @@ class Gateway:
         self.metrics = Metrics()
         self.responses_ttl_s = responses_ttl_s
         self.guarding = guarding
-        guarding.bind(lambda: self.store)
+        guarding.bind(lambda: self.store, roster.unguarded)
+        guarding.checkpoint.on_verdict = self.metrics.observe_verdict
         self.answers: dict[str, tuple[str, Running]] = {}
         self.background: set[asyncio.Task[None]] = set()
         self.draining = False

@@ -25,12 +25,13 @@ from sekisho.core.events import (
     Batch,
     Handler,
 )
-from sekisho.core.turn import Turn
+from sekisho.core.turn import Message, Text, Turn
 from sekisho.core.verdict import Category, Finding, Verdict
 from sekisho.engines.config import Thinking
 from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
 from sekisho.guard.config import GuardConfig, Mode
+from sekisho.guard.guard_model import GuardModel, GuardModelFailed, combine, failed
 from sekisho.guard.judge import Judge
 from sekisho.guard.output import OutputOptions, OutputWatch
 from sekisho.guard.passages import last_request
@@ -43,6 +44,9 @@ log = logging.getLogger("sekisho.gateway.checkpoint")
 
 _STARTS: Final[dict[Thinking, Start]] = {"opened": "thought", "unknown": "unknown"}
 _THREAD_CHARS = 40_000  # longer texts are judged and redacted beside the event loop
+
+
+OnVerdict = Callable[[str, Verdict, float | None], None]  # stage, verdict, seconds that the judging took
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -84,6 +88,7 @@ class Checkpoint:
         mode: Callable[[], Mode] | None = None,
         seal: Callable[[str], Seal] | None = None,
         thinking: Mapping[str, Thinking] | None = None,
+        guard_model: GuardModel | None = None,
     ) -> None:
         self._config = config
         self._judge = judge
@@ -92,7 +97,8 @@ class Checkpoint:
         self._mode = mode or (lambda: config.mode)
         self._seal = seal
         self._thinking = thinking or {}
-        self.counts: dict[tuple[str, str, str], int] = {}
+        self._guard_model = guard_model
+        self.on_verdict: OnVerdict = lambda stage, verdict, judged_s: None
 
     async def stage(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
         """A `Stage` of the road, the outermost one."""
@@ -100,7 +106,7 @@ class Checkpoint:
         started_s = time.perf_counter()
         verdict = await self._verdict(turn)
         judged_ms = (time.perf_counter() - started_s) * 1e3
-        self._count("input", verdict)
+        self.on_verdict("input", verdict, judged_ms / 1e3)
         passing = Passing(turn, book, started_s)
         try:
             if verdict.decision == "allow":
@@ -136,6 +142,8 @@ class Checkpoint:
         except Exception:
             log.exception("the guard failed over %s: refused", turn.id)
             return _failure("guard-failed", self._judge)
+        if self._guard_model is not None:
+            verdict = await self._with_model(turn, verdict, self._guard_model)
         if mode == "emergency" and verdict.decision == "allow" and not self._passes_in_emergency(turn):
             shown = "ja" if verdict.language in ("ja", "mixed") else "en"
             return msgspec.structs.replace(
@@ -146,6 +154,18 @@ class Checkpoint:
                 rationale=rationale("escalate", "other", "configuration", shown),
             )
         return verdict
+
+    async def _with_model(self, turn: Turn, verdict: Verdict, model: GuardModel) -> Verdict:
+        """A second opinion, which can only be graver; none in time means no."""
+        unsure = any(finding.source == "band" for finding in verdict.findings)
+        if verdict.decision == "refuse" or not model.wanted(unsure=unsure):
+            return verdict
+        prompts = tuple(Message("user", (Text(prompt),)) for prompt in turn.prompts if isinstance(prompt, str))
+        try:
+            return combine(verdict, await model.judge((*turn.messages, *prompts)))
+        except GuardModelFailed as error:
+            log.warning("the guard model gave no opinion of %s (%s %s): refused", turn.id, error.reason, error.detail)
+            return failed(verdict, error)
 
     def _passes_in_emergency(self, turn: Turn) -> bool:
         return turn.caller is not None and turn.caller.name in self._config.emergency_allow
@@ -278,17 +298,13 @@ class Checkpoint:
         """The end of an answer of which no more may leave, with a record of its own."""
         verdict = watch.verdict
         assert verdict is not None
-        self._count("output", verdict)
+        self.on_verdict("output", verdict, None)
         passing.observe(out)
         record = verdict_record(verdict, request_id=turn.id, user_id=user_of(turn))
         await passing.recorded.wait()
         await passing.book.append(msgspec.structs.replace(record, stage="output", model=turn.model))
         text = told.stopped(verdict, turn.id) if passing.said else told.refused(verdict, turn.id)
         return [*out, *await passing.ended(watch.refusal(text), "refused")]
-
-    def _count(self, stage: str, verdict: Verdict) -> None:
-        key = (stage, verdict.decision, verdict.category)
-        self.counts[key] = self.counts.get(key, 0) + 1
 
 
 def _failure(rule: str, judge: Judge) -> Verdict:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sekisho.audit.config import AuditConfig
 from sekisho.core.clock import Clock
-from sekisho.core.errors import StoreUnavailable
-from sekisho.core.events import Stage
+from sekisho.core.errors import EngineUnavailable, StoreUnavailable
+from sekisho.core.events import EventStream, Handler, Stage
+from sekisho.core.turn import Turn
 from sekisho.engines.config import Thinking
 from sekisho.gateway.bookkeeper import Bookkeeper
 from sekisho.gateway.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from sekisho.guard.assembly import build_judge
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.desk import Desk
 from sekisho.guard.emergency import EmergencySwitch, emergency_file
+from sekisho.guard.guard_model import GuardModel
 from sekisho.guard.notify import OutboundNotifier
 from sekisho.guard.personal import redact
 from sekisho.guard.quiet import QuietNotifier
@@ -43,6 +45,7 @@ class Guarding:
         self.keeper = Bookkeeper(audit_folder, secrets, audit)
         self._switch = EmergencySwitch(emergency_file(team_folder))
         self._store: Callable[[], Store] = _no_store
+        self._run: Handler = _no_engine
         notifier = (
             QuietNotifier() if config.test_mode else OutboundNotifier(config.escalation, lambda t: redact(t).text)
         )
@@ -62,6 +65,7 @@ class Guarding:
             self.mode,
             lambda owner: _sealing(sealer, owner),
             thinking,
+            None if config.model is None else GuardModel(lambda turn: self._run(turn), config.model),
         )
 
     @property
@@ -73,9 +77,11 @@ class Guarding:
         """What is in force now: an emergency wins over the settings."""
         return self._switch.mode(self.config.mode)
 
-    def bind(self, store: Callable[[], Store]) -> None:
-        """Where tickets are kept. `store` raises StoreUnavailable while there is none."""
+    def bind(self, store: Callable[[], Store], run: Handler) -> None:
+        """Where tickets are kept (`store` raises StoreUnavailable while there is none), and how a guard model is asked:
+        `run` is the road without this checkpoint."""
         self._store = store
+        self._run = run
 
     async def start(self) -> None:
         """Opens the book if it can be opened, and begins the desk's work."""
@@ -106,6 +112,10 @@ def _clean(text: str) -> str:
 
 def _sealing(sealer: Callable[[], Sealer], owner: str) -> Seal:
     return lambda text: sealer().seal(text, owner)
+
+
+def _no_engine(turn: Turn) -> EventStream:
+    raise EngineUnavailable("No engine is there yet.", retry_after_s=1.0)
 
 
 def _no_store() -> Store:

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sekisho.core.verdict import Verdict
 from sekisho.store import UsageRecord
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -45,7 +46,25 @@ class Metrics:
         self.engine_ready = Gauge(
             "sekisho_engine_ready", "1 when the engine lists its model.", ("model",), registry=self.registry
         )
+        self.verdicts = Counter(
+            "sekisho_verdicts_total",
+            "What was decided about requests and answers.",
+            ("stage", "decision", "category", "decided_by"),
+            registry=self.registry,
+        )
+        self.judging = Histogram(
+            "sekisho_judge_seconds",
+            "From a request's arrival at the guard to its verdict.",
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5),
+            registry=self.registry,
+        )
+        self.book_open = Gauge("sekisho_book_open", "1 while the book can be written.", registry=self.registry)
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram, Histogram]] = {}
+
+    def observe_verdict(self, stage: str, verdict: Verdict, judged_s: float | None) -> None:
+        self.verdicts.labels(stage, verdict.decision, verdict.category, verdict.decided_by).inc()
+        if judged_s is not None:
+            self.judging.observe(judged_s)
 
     def observe(self, record: UsageRecord, key_name: str) -> None:
         kind = (record.model, record.protocol, record.status)

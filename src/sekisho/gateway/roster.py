@@ -63,7 +63,8 @@ class Roster:
         self._default = default
         self._restart_wait_s = restart_wait_s
         # The road inside the gateway, outermost first. Personas and memory will join this list.
-        self._road = compose([checkpoint, self._queued, self._through_restarts], self._engine)
+        self._unguarded = compose([self._queued, self._through_restarts], self._engine)
+        self._road = compose([checkpoint], self._unguarded)
 
     def find(self, name: str, holder: Holder) -> Entry:
         """The model's entry. Raises NotFound for an unknown name, Forbidden for one that the key may not use."""
@@ -88,6 +89,13 @@ class Roster:
     def run(self, turn: Turn) -> EventStream:
         """Runs a turn whose `model` is an entry's own name. Engine contract as in `engines.base.Engine.generate`."""
         return self._road(turn)
+
+    def unguarded(self, turn: Turn) -> EventStream:
+        """The road without the checkpoint, for the checkpoint's own questions. Raises EngineUnavailable for a model
+        that does not exist."""
+        if turn.model not in self.entries:
+            raise EngineUnavailable(f"There is no model '{turn.model}'.")
+        return self._unguarded(turn)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """As `run`: in its key's turn, and through a restart of the engine. Raises as `engines.base.Engine.embed`."""

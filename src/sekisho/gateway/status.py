@@ -14,11 +14,13 @@ async def healthz(gateway: Gateway, call: Call) -> None:
 
 
 async def readyz(gateway: Gateway, call: Call) -> None:
-    """At least one model can answer, the store is open, and nobody is draining. Details only for a live key."""
-    ready = gateway.roster.ready() and gateway.store_open and not gateway.draining
+    """At least one model can answer, store and book are open, and nobody is draining. Details only for a live key."""
+    ready = gateway.roster.ready() and gateway.store_open and gateway.guarding.keeper.is_open and not gateway.draining
     told: dict[str, object] = {"status": "draining" if gateway.draining else "ready" if ready else "not_ready"}
     if await _knows(gateway, call):
         told["store"] = "open" if gateway.store_open else "unreachable"
+        told["book"] = "open" if gateway.guarding.keeper.is_open else "closed"
+        told["guard"] = gateway.guarding.mode()
         told["uptime_s"] = round(gateway.clock.monotonic() - gateway.started_s, 1)
         told["models"] = {
             entry.name: {
@@ -59,4 +61,5 @@ async def metrics(gateway: Gateway, call: Call) -> None:
         gateway.metrics.running.labels(entry.name).set(entry.queue.running)
         gateway.metrics.waiting.labels(entry.name).set(entry.queue.waiting)
         gateway.metrics.engine_ready.labels(entry.name).set(entry.health.state == "ready")
+    gateway.metrics.book_open.set(gateway.guarding.keeper.is_open)
     await call.request.respond(200, gateway.metrics.text(), CONTENT_TYPE)
