@@ -199,7 +199,7 @@ def _show_figures(out: Output, result: "Evaluation") -> None:
         (out.text(measure), *(_rate(getattr(section, measure)) for section in sections.values()))
         for measure in MEASURES
     ]
-    out.table(headings, rows)
+    out.table(headings, rows, unbroken=len(headings))  # a folded interval is hard to read
     out.line()
     headings = [*out.columns("category", "count"), *(out.text(measure) for measure in OF_CATEGORY)]
     out.table(
@@ -208,6 +208,7 @@ def _show_figures(out: Output, result: "Evaluation") -> None:
             (name, section.count, *(_rate(getattr(section, measure)) for measure in OF_CATEGORY))
             for name, section in result.by_category.items()
         ],
+        unbroken=len(headings),
     )
     out.line()
     matrix = result.overall.matrix
