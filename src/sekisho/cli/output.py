@@ -93,7 +93,8 @@ class Output:
         if title is not None:
             self.line(title)
         console = self.console()
-        needed = Measurement.get(console, console.options.update(width=PIPE_COLUMNS), table).minimum
+        measured = Measurement.get(console, console.options.update(width=PIPE_COLUMNS), table)
+        needed = measured.minimum if unbroken < len(columns) else measured.maximum  # a word is the least to Rich
         if needed > console.width:  # better a line that the terminal folds than an id cut short
             console.width = needed
         console.print(table)
