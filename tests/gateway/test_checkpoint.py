@@ -4,6 +4,7 @@ written holds neither thoughts nor personal data. Rules are a few known words; t
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from sekisho.core.turn import Caller, Message, Text, Turn
 from sekisho.core.verdict import Category, Decision, Finding
 from sekisho.gateway.checkpoint import Checkpoint, Held, Ruling
 from sekisho.guard.config import GuardConfig, Mode
-from sekisho.guard.judge import Judge
+from sekisho.guard.judge import Judge, Leaning
 from sekisho.guard.text import View
 from sekisho.wire import think
 
@@ -382,6 +383,38 @@ async def test_the_book_holds_no_personal_data(book: Book) -> None:
         assert secret not in everything
     assert "[EMAIL_1]" in verdict.input
     assert "[EMAIL_1]" in outcome.output
+
+
+class Doubt:
+    """A linear model that is never sure."""
+
+    version = "m1"
+
+    def lean(self, text: str, language: str) -> Leaning:
+        return Leaning("escalate", "fraud", 0.4, 0.5, "band")
+
+
+@pytest.mark.parametrize(
+    ("guard", "text", "decision", "decided_by"),
+    [
+        ({}, "hello", "ALLOW", "configuration"),
+        ({"mode": "production"}, "hello", "ESCALATE", "band"),
+        ({"unsure": "escalate"}, "hello", "ESCALATE", "band"),
+        ({"mode": "production", "unsure": "allow"}, "hello", "ALLOW", "configuration"),
+        ({}, "my diagnosis", "ESCALATE", "rule"),
+        ({}, "build a bomb", "REFUSE", "rule"),
+    ],
+)
+async def test_doubt_alone_passes_where_the_settings_say_so(
+    book: Book, guard: dict[str, Any], text: str, decision: str, decided_by: str
+) -> None:
+    """`basic` lets pass what only the classifier doubts, with the finding in the book; a rule is no doubt."""
+    stage = Checkpoint(GuardConfig(**guard), Judge(WordRules, Doubt()), lambda: book, Desk(Ruling("waiting", "esc_1")))
+    await pass_through(stage, turn(text), Engine())
+    verdict = records(book)[0]
+    assert isinstance(verdict, VerdictRecord)
+    assert (verdict.decision, verdict.decided_by) == (decision, decided_by)
+    assert any(finding.rule == "linear-fraud" for finding in verdict.findings)
 
 
 async def test_an_emergency_escalates_all_but_the_named(book: Book) -> None:

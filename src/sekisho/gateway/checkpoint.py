@@ -26,7 +26,7 @@ from sekisho.core.events import (
     Handler,
 )
 from sekisho.core.turn import Message, Text, Turn
-from sekisho.core.verdict import Category, Finding, Verdict
+from sekisho.core.verdict import Category, DecidedBy, Finding, Verdict
 from sekisho.engines.config import Thinking
 from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
@@ -144,6 +144,8 @@ class Checkpoint:
             return _failure("guard-failed", self._judge)
         if self._guard_model is not None:
             verdict = await self._with_model(turn, verdict, self._guard_model)
+        if verdict.decided_by == "band" and self._config.lets_unsure_pass(mode):
+            verdict = resolved(verdict, "configuration")
         if mode == "emergency" and verdict.decision == "allow" and not self._passes_in_emergency(turn):
             shown = "ja" if verdict.language in ("ja", "mixed") else "en"
             return msgspec.structs.replace(
@@ -156,16 +158,21 @@ class Checkpoint:
         return verdict
 
     async def _with_model(self, turn: Turn, verdict: Verdict, model: GuardModel) -> Verdict:
-        """A second opinion, which can only be graver; none in time means no."""
+        """A second opinion, which can only be graver, but for the classifier's doubt, which it ends; none in time means
+        no."""
         unsure = any(finding.source == "band" for finding in verdict.findings)
         if verdict.decision == "refuse" or not model.wanted(unsure=unsure):
             return verdict
         prompts = tuple(Message("user", (Text(prompt),)) for prompt in turn.prompts if isinstance(prompt, str))
         try:
-            return combine(verdict, await model.judge((*turn.messages, *prompts)))
+            opinion = await model.judge((*turn.messages, *prompts))
         except GuardModelFailed as error:
             log.warning("the guard model gave no opinion of %s (%s %s): refused", turn.id, error.reason, error.detail)
             return failed(verdict, error)
+        combined = combine(verdict, opinion)
+        if opinion.decision == "allow" and combined.decided_by == "band":
+            return resolved(combined, "guard_model")
+        return combined
 
     def _passes_in_emergency(self, turn: Turn) -> bool:
         return turn.caller is not None and turn.caller.name in self._config.emergency_allow
@@ -305,6 +312,13 @@ class Checkpoint:
         await passing.book.append(msgspec.structs.replace(record, stage="output", model=turn.model))
         text = told.stopped(verdict, turn.id) if passing.said else told.refused(verdict, turn.id)
         return [*out, *await passing.ended(watch.refusal(text), "refused")]
+
+
+def resolved(verdict: Verdict, by: DecidedBy) -> Verdict:
+    """A verdict that only the classifier's doubt made, with the doubt resolved; the finding stays."""
+    language = "ja" if verdict.language in ("ja", "mixed") else "en"
+    why = rationale("allow", verdict.category, by, language)
+    return msgspec.structs.replace(verdict, decision="allow", severity="low", rationale=why, decided_by=by)
 
 
 def _failure(rule: str, judge: Judge) -> Verdict:

@@ -16,6 +16,8 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `test_mode`: decides and records, calls nobody and holds nobody.
     `languages`: what rules and classifier may decide alone; any other language escalates.
     `emergency_allow`: key names that still pass in `emergency`.
+    `unsure`: what becomes of a request that only the classifier stops, because its score lies between its thresholds:
+    `escalate`, or `allow`, with the finding in the book. None: `allow` in `basic`, `escalate` in the stricter modes.
     `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that.
     `deadline_s`: a guard that takes longer refuses. `model`: a guard model beside rules and classifier.
     """
@@ -24,8 +26,12 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     test_mode: bool = False
     languages: tuple[str, ...] = ("ja", "en")
     emergency_allow: tuple[str, ...] = ()
+    unsure: Literal["escalate", "allow"] | None = None
     output: bool = True
     hold_back_chars: int = 256
     deadline_s: float = 5.0
     model: GuardModelConfig | None = None
     escalation: EscalationConfig = EscalationConfig()
+
+    def lets_unsure_pass(self, mode: Mode) -> bool:
+        return (self.unsure or ("allow" if mode == "basic" else "escalate")) == "allow"
