@@ -20,7 +20,8 @@ from sekisho.core.errors import (
     TicketExpired,
 )
 from sekisho.guard.desk import Desk
-from sekisho.store import Store, Ticket
+from sekisho.store import LinkToken, Store, Ticket
+from sekisho.store.keys import hash_secret
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -564,3 +565,20 @@ async def test_a_kill_at_any_moment_loses_no_ticket(tmp_path: Path) -> None:
         for ticket_id in told:
             assert kept[ticket_id].state == "pending"
             assert len(await o.store.ticket_notices(ticket_id)) == 4
+
+
+async def test_a_link_is_of_one_request(open_office: Office) -> None:
+    """A link made for another request is no link to this ticket, whoever wrote the row."""
+    ticket = await open_office.desk.open(case())
+    foreign = LinkToken(
+        token_hash=hash_secret("token"),
+        ticket_id=ticket.id,
+        request_hash="another request",
+        approver="doctor",
+        created_at=open_office.clock.now(),
+        expires_at=ticket.expires_at,
+    )
+    await open_office.store.add_link_token(foreign)
+    with pytest.raises(NotFound):
+        await open_office.desk.redeem("token", "approve", ticket_id=ticket.id)
+    assert (await open_office.desk.get(ticket.id)).state == "pending"

@@ -327,3 +327,13 @@ async def test_a_database_of_the_first_schema_is_brought_up_with_its_rows(tmp_pa
     assert [key.name for key in await store.list_keys()] == ["taro"]
     await store.open_ticket(ticket(), [], NOW)
     await store.close()
+
+
+async def test_a_used_link_is_used_whatever_its_ticket_says(store: Store) -> None:
+    """A link that is marked as used decides nothing, even about a ticket that is open."""
+    await store.open_ticket(ticket(), [], NOW)
+    await store.add_link_token(token("t1", used_at=NOW + 1))
+    assert await store.decide_ticket(approval(token_hash="t1"), NOW + 2) is None
+    kept = await store.get_ticket("esc_1")
+    assert kept is not None
+    assert kept.state == "pending"
