@@ -19,7 +19,7 @@ from sekisho.guard.language import language as language_of
 from sekisho.guard.text import plain
 
 ALPHA = 0.05
-ALPHA_REFUSAL = 0.04  # under the 5 % that the whole guard may refuse wrongly: rules add their own
+ALPHA_REFUSAL = 0.05
 POOLED = "*"
 _FEWEST_REFUSALS = 19
 
