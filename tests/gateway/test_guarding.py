@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from gateway_harness import FAKE, LiveGateway, chat
 
 from sekisho.audit.keys import ReaderKeys
 from sekisho.audit.reader import Reader
-from sekisho.audit.records import EscalationRecord, OutcomeRecord, Record, VerdictRecord
+from sekisho.audit.records import AdminRecord, EscalationRecord, OutcomeRecord, Record, VerdictRecord
 from sekisho.core.events import EventStream, Finished, TextDelta
 from sekisho.core.turn import Turn
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.desk_config import ApproverConfig, EscalationConfig
+from sekisho.guard.emergency import Emergency, emergency_file
 from sekisho.guard.guard_model import GuardModelConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
@@ -364,3 +366,20 @@ def test_a_guard_model_has_the_last_word_and_silence_means_no(
     verdict = records(live, 2)[0]
     assert isinstance(verdict, VerdictRecord)
     assert verdict.decision == decision
+
+
+def test_an_emergency_is_in_force_within_a_second_and_in_the_book(guarded: Guarded) -> None:
+    """Declared by a file while the server runs; who and why are recorded, and the end of it, too."""
+    live = guarded()
+    assert ask(live, BENIGN, False)[2] == "stop"
+    path = emergency_file(live.home.guard)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(msgspec.json.encode(Emergency(time.time(), "hanako", "an incident")))
+    time.sleep(1.0)
+    assert ask(live, BENIGN, False)[2] == "content_filter"
+    path.unlink()
+    time.sleep(1.0)
+    assert ask(live, BENIGN, False)[2] == "stop"
+    noted = [record for record in records(live, 6) if isinstance(record, AdminRecord)]
+    assert [(record.action, record.user_id) for record in noted] == [("emergency_on", "hanako"), ("emergency_off", "")]
+    assert noted[0].detail == {"reason": "an incident"}

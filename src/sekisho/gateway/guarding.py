@@ -1,11 +1,14 @@
 """Guard, book and desk of one gateway: put together, opened and closed as one."""
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sekisho.audit.config import AuditConfig
+from sekisho.audit.records import AdminRecord
 from sekisho.core.clock import Clock
-from sekisho.core.errors import EngineUnavailable, StoreUnavailable
+from sekisho.core.errors import BookUnavailable, EngineUnavailable, StoreUnavailable
 from sekisho.core.events import EventStream, Handler, Stage
 from sekisho.core.turn import Turn
 from sekisho.engines.config import Thinking
@@ -16,13 +19,15 @@ from sekisho.gateway.seal import Sealer
 from sekisho.guard.assembly import build_judge
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.desk import Desk
-from sekisho.guard.emergency import EmergencySwitch, emergency_file
+from sekisho.guard.emergency import Emergency, EmergencySwitch, emergency_file
 from sekisho.guard.guard_model import GuardModel
 from sekisho.guard.notify import OutboundNotifier
 from sekisho.guard.personal import redact
 from sekisho.guard.quiet import QuietNotifier
 from sekisho.guard.thinking import Seal
 from sekisho.store import Store
+
+log = logging.getLogger("sekisho.gateway.guarding")
 
 
 class Guarding:
@@ -43,7 +48,8 @@ class Guarding:
         audit_folder, secrets, team_folder = folders
         self.config = config
         self.keeper = Bookkeeper(audit_folder, secrets, audit)
-        self._switch = EmergencySwitch(emergency_file(team_folder))
+        self._switch = EmergencySwitch(emergency_file(team_folder), on_change=self._changed)
+        self._notes: set[asyncio.Task[None]] = set()
         self._store: Callable[[], Store] = _no_store
         self._run: Handler = _no_engine
         notifier = (
@@ -57,11 +63,12 @@ class Guarding:
             into_book(self.keeper),
             sealer=_Late(sealer),
         )
+        self._road = DeskOnTheRoad(self.desk, config)
         self.checkpoint = Checkpoint(
             config,
             build_judge(config, team_folder),
             self.keeper.book,
-            DeskOnTheRoad(self.desk, config),
+            self._road,
             self.mode,
             lambda owner: _sealing(sealer, owner),
             thinking,
@@ -77,6 +84,25 @@ class Guarding:
         """What is in force now: an emergency wins over the settings."""
         return self._switch.mode(self.config.mode)
 
+    def _changed(self, emergency: Emergency | None) -> None:
+        """Called wherever the mode is asked for."""
+        try:
+            task = asyncio.get_running_loop().create_task(self._note(emergency))
+        except RuntimeError:
+            return  # at the start: `start` notes what it finds
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _note(self, emergency: Emergency | None) -> None:
+        """The book knows when an emergency was on, who declared it and why."""
+        action = "emergency_off" if emergency is None else "emergency_on"
+        who = "" if emergency is None else emergency.by
+        detail = {} if emergency is None else {"reason": redact(emergency.reason).text}
+        try:
+            await self.keeper.book().append(AdminRecord(action=action, user_id=who, detail={**detail}))
+        except BookUnavailable as error:
+            log.error("%s is not in the book: %s (%s)", action, error.message, error.id)
+
     def bind(self, store: Callable[[], Store], run: Handler) -> None:
         """Where tickets are kept (`store` raises StoreUnavailable while there is none), and how a guard model is asked:
         `run` is the road without this checkpoint."""
@@ -86,7 +112,13 @@ class Guarding:
     async def start(self) -> None:
         """Opens the book if it can be opened, and begins the desk's work."""
         await self.keeper.open()
+        if (emergency := self._switch.current()) is not None:
+            await self._note(emergency)
         await self.desk.start()
+
+    def begin_stop(self) -> None:
+        """From now on a request that breaks off while a person thinks leaves its ticket to the next server."""
+        self._road.stopping = True
 
     async def stop(self) -> None:
         await self.desk.close()
