@@ -1,4 +1,4 @@
-"""CPU cost of one verdict on texts of 2 and 8 KB, p50 and p99 in milliseconds: views, rules, linear model, whole judge,
+"""CPU time of one verdict on texts of 2 and 8 KB, p50 and p99 in milliseconds: views, rules, linear model, whole judge,
 beside Presidio's analyzer with patterns only and better-profanity, in the same run.
 
 The rivals live in an environment of their own: `python bench/guard.py --prepare` makes build/guard-rivals-venv."""
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RIVALS = ROOT / "build" / "guard-rivals-venv"
 PACKAGES = ["presidio-analyzer", "better-profanity"]
-ROUNDS = 2_000
+ROUNDS = 400
 
 _MAIL = {
     "en": "Thank you for the minutes. The figures for the second quarter are in the shared folder, please check them. ",
@@ -27,10 +27,10 @@ _RIVAL = """
 import json, sys, time
 texts = json.loads(sys.stdin.readline())
 def timed(function, text, rounds):
-    for _ in range(20): function(text)
+    for _ in range(2): function(text)
     taken = []
     for _ in range(rounds):
-        start = time.perf_counter_ns(); function(text); taken.append(time.perf_counter_ns() - start)
+        start = time.thread_time_ns(); function(text); taken.append(time.thread_time_ns() - start)
     taken.sort()
     return [taken[len(taken) // 2] / 1e6, taken[int(len(taken) * .99)] / 1e6]
 out = {}
@@ -50,13 +50,13 @@ try:
     registry = RecognizerRegistry(); registry.load_predefined_recognizers()
     analyzer = AnalyzerEngine(registry=registry, nlp_engine=NoNlp())
     analyze = lambda text: analyzer.analyze(text=text, language="en", entities=None)
-    out["Presidio analyzer, patterns only"] = {name: timed(analyze, text, 200) for name, text in texts.items()}
+    out["Presidio analyzer, patterns only"] = {name: timed(analyze, text, 100) for name, text in texts.items()}
 except Exception as problem:
     out["Presidio analyzer, patterns only"] = repr(problem)[:200]
 try:
     from better_profanity import profanity
     profanity.load_censor_words()
-    out["better-profanity"] = {name: timed(profanity.contains_profanity, text, 50) for name, text in texts.items()}
+    out["better-profanity"] = {name: timed(profanity.contains_profanity, text, 5) for name, text in texts.items()}
 except Exception as problem:
     out["better-profanity"] = repr(problem)[:200]
 print(json.dumps(out))
@@ -78,9 +78,9 @@ def timed(function: Callable[[str], object], text: str) -> list[float]:
         function(text)
     taken = []
     for _ in range(ROUNDS):
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         function(text)
-        taken.append(time.perf_counter_ns() - start)
+        taken.append(time.thread_time_ns() - start)
     taken.sort()
     return [taken[len(taken) // 2] / 1e6, taken[int(len(taken) * 0.99)] / 1e6]
 
