@@ -53,13 +53,15 @@ class Classifier:
         """`table`: (BUCKETS, HEADS); `scale` turns its numbers into weights per head; bucket 0 is empty."""
         if table.shape != (grams.BUCKETS, HEADS) or scale.shape != (HEADS,) or bias.shape != (HEADS,):
             raise ValueError(f"not a model of {grams.BUCKETS} x {HEADS}: {table.shape}")
-        wide = table.astype(np.int16) + _ZERO
+        wide = np.empty(table.shape, np.uint16)
+        np.add(table, _ZERO, out=wide, dtype=np.int16, casting="unsafe")  # no copies: they would stay with the process
         wide[0] = _ZERO
-        self._lanes = np.ascontiguousarray(wide.astype(np.uint16)).view(np.uint64)
+        self._lanes = wide.view(np.uint64)
         self._scale = scale.astype(np.float32)
         self._bias = bias.astype(np.float32)
         self.card = card
-        digest = hashlib.sha256(table.tobytes() + self._scale.tobytes() + self._bias.tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(table).data)
+        digest.update(self._scale.tobytes() + self._bias.tobytes())
         self.version = digest.hexdigest()[:12]
 
     @classmethod
