@@ -34,7 +34,7 @@ from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.guard_model import GuardModel, GuardModelFailed, combine, failed
 from sekisho.guard.judge import Judge
 from sekisho.guard.output import OutputOptions, OutputWatch
-from sekisho.guard.passages import last_request
+from sekisho.guard.passages import shown, size_chars
 from sekisho.guard.rationale import rationale
 from sekisho.guard.separator import Start
 from sekisho.guard.thinking import Seal, ThinkingFilter, ThinkingOptions
@@ -117,6 +117,7 @@ class Checkpoint:
                 async with aclosing(self._held(turn, inner, verdict, judged_ms, passing)) as events:
                     async for batch in events:
                         yield batch
+            passing.leave("failed")  # where the engine broke off without an end
         except (asyncio.CancelledError, GeneratorExit):
             passing.leave("cancelled")
             raise
@@ -131,7 +132,7 @@ class Checkpoint:
         if mode == "off":
             return Verdict("allow", decided_by="configuration", rationale="The guard is switched off.")
         try:
-            if _chars(turn) > _THREAD_CHARS:
+            if size_chars(turn) > _THREAD_CHARS:
                 async with asyncio.timeout(self._config.deadline_s):
                     verdict = await asyncio.to_thread(self._judge.judge, turn)
             else:
@@ -237,7 +238,7 @@ class Checkpoint:
 
     async def _record(self, turn: Turn, verdict: Verdict, judged_ms: float, passing: Passing) -> VerdictRecord:
         """The verdict as it goes into the book, without personal data."""
-        question = last_request(turn)
+        question = shown(turn, verdict)
         passing.question = await passing.clean(question)
         caller = turn.caller
         record = verdict_record(verdict, request_id=turn.id, user_id=user_of(turn), input_text=passing.question)
@@ -331,11 +332,3 @@ def _failure(rule: str, judge: Judge) -> Verdict:
         findings=(Finding("failure", rule, category, "refuse"),),
         decided_by="failure",
     )
-
-
-def _chars(turn: Turn) -> int:
-    size = sum(len(prompt) for prompt in turn.prompts if isinstance(prompt, str))
-    for message in turn.messages:
-        for part in message.parts:
-            size += len(getattr(part, "text", ""))
-    return size

@@ -15,7 +15,7 @@ import msgspec
 from sekisho.core.turn import Turn
 from sekisho.core.verdict import DECISIONS, SEVERITIES, Category, DecidedBy, Decision, Finding, Severity, Verdict
 from sekisho.guard.language import language as language_of
-from sekisho.guard.passages import Passage, Voice, passages
+from sekisho.guard.passages import Passage, Voice, passages, unread
 from sekisho.guard.rationale import rationale
 from sekisho.guard.text import View, views
 
@@ -71,7 +71,11 @@ class Judge:
 
     def judge(self, turn: Turn) -> Verdict:
         """The gravest verdict over every passage of the turn; each passage is judged once in its life."""
-        return gravest(self.judge_passage(passage) for passage in passages(turn)) or self._nothing()
+        verdicts = [self.judge_passage(passage) for passage in passages(turn)]
+        verdicts += [
+            self._verdict([_finding("language", "unreadable", where)], None, None, "") for where in unread(turn)
+        ]
+        return gravest(verdicts) or self._nothing()
 
     def judge_text(self, text: str, voice: Voice = "user", where: str = "input") -> Verdict:
         """One text by itself, as `sekisho guard explain` and the output's watch ask for it."""
@@ -156,15 +160,13 @@ class Judge:
 
 
 def gravest(verdicts: Iterable[Verdict]) -> Verdict | None:
-    """The gravest verdict, with every finding of the others behind its own. None where there is none."""
+    """The gravest verdict, with every finding of the others behind its own. None where there is none. One that rests
+    on the classifier's doubt alone stands for the turn only where nothing surer says the same."""
     chosen: Verdict | None = None
     findings: list[Finding] = []
     for verdict in verdicts:
         findings.extend(verdict.findings)
-        if chosen is None or (_grave(verdict.decision), _severe(verdict.severity)) > (
-            _grave(chosen.decision),
-            _severe(chosen.severity),
-        ):
+        if chosen is None or _rank(verdict) > _rank(chosen):
             chosen = verdict
     if chosen is None or len(findings) == len(chosen.findings):
         return chosen
@@ -176,9 +178,15 @@ def _grave(decision: Decision) -> int:
     return DECISIONS.index(decision)
 
 
-def _weight(finding: Finding) -> tuple[int, bool, int]:
-    """Of two findings with the same decision a rule's gives the category: it says what it saw."""
-    return _grave(finding.decision), finding.source == "rule", _severe(finding.severity)
+def _rank(verdict: Verdict) -> tuple[int, bool, int]:
+    return _grave(verdict.decision), verdict.decided_by != "band", _severe(verdict.severity)
+
+
+def _weight(finding: Finding) -> tuple[int, bool, bool, int]:
+    """Of two findings with the same decision a rule's gives the category: it says what it saw. Doubt comes last: what
+    may be let through in spite of it must not hide what may not."""
+    source = finding.source
+    return _grave(finding.decision), source == "rule", source != "band", _severe(finding.severity)
 
 
 def _severe(severity: Severity) -> int:
