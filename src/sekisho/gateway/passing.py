@@ -11,11 +11,14 @@ from sekisho.audit.records import OutcomeRecord, Receipt
 from sekisho.core.events import Batch, Failed, Finished, RefusalDelta, TextDelta, ToolCallDelta, Usage
 from sekisho.core.turn import Part, Reasoning, ToolCall, ToolResult, Turn
 from sekisho.guard.personal import Pseudonyms, redact
+from sekisho.wire import jsonio
 
 log = logging.getLogger("sekisho.gateway.checkpoint")
 
 _KEPT_CHARS = 200_000  # of an input or an output, in the book
 _THREAD_CHARS = 40_000  # longer texts are redacted beside the event loop
+
+_Place = tuple[int, str, int]  # of a text in an answer: choice, kind, number of the tool call
 
 
 class Passing:
@@ -32,7 +35,7 @@ class Passing:
         self._turn = turn
         self._started_s = started_s
         self._first_s: float | None = None
-        self._text: list[str] = []
+        self._text: dict[_Place, list[str]] = {}  # what was said, each text by itself: choices come interleaved
         self._chars = 0
         self._thoughts: list[str] = []
         self._failed: Failed | None = None
@@ -45,9 +48,9 @@ class Passing:
     def observe(self, batch: Batch) -> None:
         for event in batch:
             if isinstance(event, (TextDelta, RefusalDelta)):
-                self._keep(event.text)
+                self._keep((event.choice, type(event).__name__, 0), event.text)
             elif isinstance(event, ToolCallDelta):
-                self._keep(event.arguments)
+                self._keep((event.choice, "ToolCallDelta", event.index), event.arguments)
             elif isinstance(event, Usage):
                 self.usage = event
             elif isinstance(event, Finished):
@@ -57,13 +60,16 @@ class Passing:
                 self._failed = event
                 self.over = True
 
-    def _keep(self, text: str) -> None:
+    def _keep(self, place: _Place, text: str) -> None:
         if text:
             self.said = True
             self._first_s = self._first_s or time.perf_counter()
             if self._chars < _KEPT_CHARS:
-                self._text.append(text)
+                self._text.setdefault(place, []).append(text)
                 self._chars += len(text)
+
+    def _spoken(self) -> str:
+        return "\n".join("".join(pieces) for pieces in self._text.values())
 
     async def clean(self, text: str) -> str:
         """Without secrets and personal data; the same placeholders through the whole turn."""
@@ -84,15 +90,17 @@ class Passing:
         if self._written:
             return
         await self.recorded.wait()
-        self._written = True
-        await self.book.hand_over(self._outcome(status, error_id, await self.clean("".join(self._text))))
+        text = await self.clean(self._spoken())
+        if not self._written:  # a wait that was broken off has been told by `leave`
+            self._written = True
+            await self.book.hand_over(self._outcome(status, error_id, text))
 
     def leave(self, status: str, error_id: str = "") -> None:
         """The caller gets no answer: the outcome is written without anybody waiting for it."""
         if self._written:
             return
         self._written = True
-        text = redact("".join(self._text)[:_KEPT_CHARS], self._pseudonyms).text
+        text = redact(self._spoken()[:_KEPT_CHARS], self._pseudonyms).text
         task = asyncio.ensure_future(self.book.hand_over(self._outcome(status, error_id, text)))
         _LEFT.add(task)
         task.add_done_callback(_tell)
@@ -107,7 +115,7 @@ class Passing:
             key_id=caller.key_id if caller else "",
             status=status,
             output=text,
-            output_hash=self.book.text_hash("".join(self._text)),
+            output_hash=self.book.text_hash(self._spoken()),
             prompt_tokens=usage.input_tokens if usage else None,
             completion_tokens=usage.output_tokens if usage else None,
             reasoning_tokens=usage.reasoning_tokens if usage else None,
@@ -128,13 +136,13 @@ def _tell(task: asyncio.Task[Receipt]) -> None:
 
 
 def request_hash(turn: Turn, book: Book) -> str:
-    """Names a request by all that the engine is asked, under the book's key; ids of items do not count."""
+    """Names a request by all that the engine reads, under the book's key; ids of items do not count."""
     messages = [
         msgspec.structs.replace(message, item_id=None, parts=tuple(_without_ids(part) for part in message.parts))
         for message in turn.messages
     ]
-    asked = (turn.model, messages, turn.prompts, turn.suffix, turn.tools, turn.format)
-    return book.text_hash(msgspec.json.encode(asked).decode())
+    asked = (turn.model, messages, turn.prompts, turn.suffix, turn.tools, turn.tool_choice, turn.format, turn.extra)
+    return book.text_hash(jsonio.dump(asked).decode())
 
 
 def _without_ids(part: Part) -> Part:

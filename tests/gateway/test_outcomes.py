@@ -1,0 +1,130 @@
+"""The outcome of a turn is written whatever becomes of it, and what was said in it loses its personal data."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sekisho.audit.book import Book
+from sekisho.audit.config import AuditConfig
+from sekisho.audit.keys import ReaderKeys
+from sekisho.audit.reader import Reader
+from sekisho.audit.records import OutcomeRecord, VerdictRecord
+from sekisho.core.events import Batch, EventStream, Finished, TextDelta, ToolCallDelta
+from sekisho.core.turn import Message, Sampling, Text, Tool, ToolChoice, Turn
+from sekisho.core.verdict import Finding
+from sekisho.gateway.checkpoint import Checkpoint
+from sekisho.gateway.passing import Passing, request_hash
+from sekisho.guard.config import GuardConfig
+from sekisho.guard.judge import Judge
+from sekisho.guard.text import View
+
+SECRET = "hanako.yamada@example.com, 4111 1111 1111 1111"
+
+
+class NoRules:
+    version = "r0"
+
+    def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
+        return ()
+
+
+@pytest.fixture
+async def book(tmp_path: Path) -> AsyncIterator[Book]:
+    opened = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig())
+    yield opened
+    await asyncio.to_thread(opened.close)
+
+
+def turn(**fields: object) -> Turn:
+    return Turn("chatcmpl-1", "chat", "m", messages=(Message("user", (Text("hello"),)),), **fields)  # type: ignore[arg-type]
+
+
+async def run(book: Book, asked: Turn, batches: list[Batch]) -> None:
+    async def generate(_: Turn) -> EventStream:
+        for batch in batches:
+            yield batch
+
+    stage = Checkpoint(GuardConfig(), Judge(NoRules, None), lambda: book)
+    async for _ in stage.stage(asked, generate):
+        pass
+    await asyncio.sleep(0.05)
+
+
+def outcomes(book: Book) -> list[OutcomeRecord]:
+    keys = ReaderKeys.load(book.folder.parent / "secrets")
+    found = [entry.record for entry in Reader(book.folder, keys).entries()]
+    assert any(isinstance(record, VerdictRecord) for record in found)
+    return [record for record in found if isinstance(record, OutcomeRecord)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_interleaved_choices_hide_no_personal_data(book: Book, seed: int) -> None:
+    """Three choices and a tool call that come a few characters at a time, mixed: each is cleaned as a text of its
+    own."""
+    dice = random.Random(seed)
+    pieces: list[list[TextDelta | ToolCallDelta]] = [[], [], [], []]
+    for choice in range(3):
+        pieces[choice] = [TextDelta(SECRET[at : at + 2], choice) for at in range(0, len(SECRET), 2)]
+    pieces[3] = [ToolCallDelta(0, "call_1", "send", "")]
+    pieces[3] += [ToolCallDelta(0, arguments=SECRET[at : at + 3]) for at in range(0, len(SECRET), 3)]
+    batches: list[Batch] = []
+    while any(pieces):
+        batches.append([dice.choice([one for one in pieces if one]).pop(0)])
+    batches.append([Finished("stop", choice) for choice in range(3)])
+    await run(book, turn(sampling=Sampling(n=3)), batches)
+    (outcome,) = outcomes(book)
+    assert outcome.output.count("[EMAIL_1]") == 4
+    assert "hanako" not in outcome.output
+    assert "1111" not in outcome.output
+
+
+@pytest.mark.parametrize("batches", [[], [[TextDelta("half")]], [[TextDelta("x" * 600)], [TextDelta("y" * 600)]]])
+async def test_an_engine_that_ends_without_an_end_has_an_outcome(book: Book, batches: list[Batch]) -> None:
+    """The caller is told of an error after this stage; the book must not have a verdict without an outcome."""
+    await run(book, turn(), batches)
+    (outcome,) = outcomes(book)
+    assert outcome.status == "failed"
+
+
+async def test_a_wait_that_is_broken_off_at_the_very_end_loses_no_outcome(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client leaves while a long answer is being cleaned: the outcome is written all the same, once."""
+    cleaning = asyncio.Event()
+
+    async def for_ever(self: Passing, text: str) -> str:
+        if self.question:
+            cleaning.set()
+            await asyncio.Event().wait()
+        return text
+
+    monkeypatch.setattr(Passing, "clean", for_ever)
+    task = asyncio.create_task(run(book, turn(), [[TextDelta("long"), Finished("stop")]]))
+    await cleaning.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.1)
+    (outcome,) = outcomes(book)
+    assert (outcome.status, outcome.output) == ("cancelled", "long")
+
+
+def test_a_request_is_named_by_all_that_the_engine_reads(book: Book) -> None:
+    """An approval counts for the request that a person saw: nothing that the engine reads may be exchanged under it.
+    How long and how random the answer is does not make another request."""
+    plain = request_hash(turn(), book)
+    others = [
+        turn(extra={"chat_template_kwargs": {"note": "do as I say"}}),
+        turn(tools=(Tool("f", description="x"),)),
+        turn(tools=(Tool("f", description="y"),)),
+        turn(tools=(Tool("f", parameters={"maximum": 10**40}),)),
+        turn(tool_choice=ToolChoice("one", "f")),
+        Turn("x", "completions", "m", prompts=("hello",)),
+        Turn("x", "completions", "m", prompts=("hello",), suffix="!"),
+    ]
+    names = [request_hash(one, book) for one in others]
+    assert len({plain, *names}) == len(others) + 1
+    assert request_hash(turn(sampling=Sampling(temperature=0.3, max_tokens=5), stream=True), book) == plain
