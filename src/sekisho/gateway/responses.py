@@ -9,6 +9,7 @@ import msgspec
 from sekisho.core import ids
 from sekisho.core.errors import InvalidRequest, NotFound, RequestError
 from sekisho.core.turn import Turn
+from sekisho.gateway import envelope
 from sekisho.gateway.answer import Answer
 from sekisho.gateway.app import Call, Gateway
 from sekisho.gateway.exchange import Exchange, estimate_tokens
@@ -77,17 +78,18 @@ async def _history(gateway: Gateway, asked: ResponsesRequest, key_id: str) -> li
         )
     items: list[dict[str, Any]] = []
     for record in chain:
-        items += msgspec.json.decode(record.input_items)
-        items += msgspec.json.decode(record.response).get("output", [])
+        items += _opened(gateway, record, record.input_items)
+        items += _opened(gateway, record, record.response).get("output", [])
     return items
 
 
 async def _keep(
     gateway: Gateway, asked: ResponsesRequest, encoder: ResponsesEncoder, answer: Answer, key_id: str
 ) -> None:
-    """Stores the response as it stands now."""
+    """Stores the response as it stands now, sealed: what was said stands in no file in the clear."""
     response = _cancelled(encoder.stored()) if isinstance(answer.aborted, Cancelled) else encoder.stored()
-    now = gateway.clock.now()
+    now, sealer, owner = gateway.clock.now(), gateway.sealer, _owner(key_id, asked.turn.id)
+    items = codec.sealed_items(asked.input_items, lambda text: sealer.seal(text, key_id))
     await gateway.store.put_response(
         ResponseRecord(
             id=asked.turn.id,
@@ -97,12 +99,18 @@ async def _keep(
             status=response["status"],
             previous_response_id=asked.previous_response_id,
             model=asked.turn.model,
-            response=msgspec.json.encode(response),
-            input_items=msgspec.json.encode(
-                codec.sealed_items(asked.input_items, lambda text: gateway.sealer.seal(text, key_id))
-            ),
+            response=envelope.close(sealer, owner, response),
+            input_items=envelope.close(sealer, owner, items),
         )
     )
+
+
+def _opened(gateway: Gateway, record: ResponseRecord, body: bytes) -> Any:
+    return envelope.read(gateway.sealer, _owner(record.key_id, record.id), body)
+
+
+def _owner(key_id: str, response_id: str) -> str:
+    return f"{key_id}.{response_id}"
 
 
 def _cancelled(response: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +162,8 @@ async def retrieve(gateway: Gateway, call: Call) -> None:
     query = call.request.query()
     if query.get("stream") == "true":
         raise InvalidRequest("A stored response is given whole: leave out 'stream'.", param="stream")
-    await call.request.respond(200, (await _stored(gateway, call)).response)
+    record = await _stored(gateway, call)
+    await call.request.respond(200, msgspec.json.encode(_opened(gateway, record, record.response)))
 
 
 def _running(gateway: Gateway, call: Call) -> Answer | None:
@@ -196,7 +205,7 @@ async def cancel(gateway: Gateway, call: Call) -> None:
     record = await _stored(gateway, call)
     if record.status != "cancelled":
         raise _too_late(record.status)
-    await call.request.respond(200, record.response)
+    await call.request.respond(200, msgspec.json.encode(_opened(gateway, record, record.response)))
 
 
 def _too_late(status: str) -> InvalidRequest:
@@ -212,6 +221,6 @@ async def input_items(gateway: Gateway, call: Call) -> None:
         raise InvalidRequest("'order' is 'asc' or 'desc'.", param="order")
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
         raise InvalidRequest("'limit' is a number from 1 to 100.", param="limit")
-    items = msgspec.json.decode(record.input_items)
+    items = _opened(gateway, record, record.input_items)
     page = codec.input_items_page(items, query.get("after"), int(text), order)
     await call.request.respond(200, msgspec.json.encode(page))
