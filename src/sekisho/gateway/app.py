@@ -200,6 +200,7 @@ class Gateway:
     async def stop(self) -> None:
         """Ends background work, empties the spool, closes everything."""
         self.draining = True
+        self.guarding.begin_stop()
         for task in (*self._tasks, *self.background):
             task.cancel()
         await asyncio.gather(*self._tasks, *self.background, return_exceptions=True)
@@ -217,6 +218,7 @@ class Gateway:
         if self.draining:
             return
         self.draining = True
+        self.guarding.begin_stop()
         log.info("draining %d running requests", len(self.answers))
         asyncio.get_running_loop().call_later(self.config.drain_timeout_s, self._abort_all)
 

@@ -78,6 +78,7 @@ class Desk:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._forgotten_at = float("-inf")
+        self._began_at = clock.now()
         self._in_trouble = False
 
     async def start(self) -> None:
@@ -129,6 +130,12 @@ class Desk:
             raise
         self._wake.set()
         return self._cabinet.readable(kept)
+
+    async def left_behind(self, request_hash: str, key_id: str) -> Ticket | None:
+        """The pending ticket of this request that an earlier process made and that nobody waits for here: people know
+        of it already. Raises StoreUnavailable."""
+        found = await self._store().pending_before(request_hash, key_id, self._began_at, self._clock.now())
+        return next((self._cabinet.readable(one) for one in found if one.id not in self._bells), None)
 
     async def wait(self, ticket_id: str) -> Outcome:
         """Waits for the ticket's end, at most its `timeout_s` by either clock: a clock that is set back prolongs

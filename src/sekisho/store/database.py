@@ -316,6 +316,12 @@ class Store:
             return await escalation_rows.latest_decided(connection, request_hash, key_id, state, decided_after)
 
     @_to_its_end
+    async def pending_before(self, request_hash: str, key_id: str, created_before: float, now: float) -> list[Ticket]:
+        """Pending tickets of this request and key that are older than `created_before`, oldest first."""
+        async with self._read() as connection:
+            return await escalation_rows.pending_before(connection, request_hash, key_id, created_before, now)
+
+    @_to_its_end
     async def untold_tickets(self, limit: int = 100) -> list[Ticket]:
         """Tickets with a change that the book does not know yet, oldest first."""
         async with self._read() as connection:

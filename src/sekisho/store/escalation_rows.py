@@ -147,6 +147,15 @@ async def latest_decided(
     return None if row is None else _ticket(row)
 
 
+async def pending_before(
+    connection: AsyncConnection, request_hash: str, key_id: str, created_before: float, now: float
+) -> list[Ticket]:
+    same = and_(escalations.c.request_hash == request_hash, escalations.c.key_id == key_id, _PENDING)
+    alive = and_(escalations.c.created_at < created_before, escalations.c.expires_at > now)
+    query = select(escalations).where(same, alive).order_by(escalations.c.created_at)
+    return [_ticket(row) for row in await connection.execute(query)]
+
+
 async def untold(connection: AsyncConnection, limit: int) -> list[Ticket]:
     query = select(escalations).where(escalations.c.told_version < escalations.c.version)
     return [
