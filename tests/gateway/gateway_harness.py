@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import uvicorn
@@ -24,6 +24,10 @@ FAKE = ModelConfig(name="fake", engine="fake", slots=64)
 ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
 
 
+class Closable(Protocol):
+    def close(self) -> object: ...
+
+
 class LiveGateway:
     """Started by the fixture `live`; stopped at the end of the test."""
 
@@ -35,7 +39,7 @@ class LiveGateway:
         self.gateway: Gateway
         self._server: uvicorn.Server
         self._loop: asyncio.AbstractEventLoop
-        self._clients: list[httpx.Client] = []
+        self._clients: list[Closable] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> "LiveGateway":
@@ -113,8 +117,12 @@ class LiveGateway:
         options.setdefault("timeout", 30.0)
         options.setdefault("headers", self.headers(key))
         client = httpx.Client(base_url=self.url, **options)
-        self._clients.append(client)
+        self.closes(client)
         return client
+
+    def closes(self, client: "Closable") -> None:
+        """What is closed when the gateway stops."""
+        self._clients.append(client)
 
 
 Launch = Callable[..., LiveGateway]

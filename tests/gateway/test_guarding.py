@@ -67,7 +67,9 @@ def records(live: LiveGateway, count: int = 0) -> list[Record]:
 
 
 def sdk(live: LiveGateway, key: str | None = None) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=key or live.key, max_retries=0, timeout=30)
+    client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=key or live.key, max_retries=0, timeout=30)
+    live.closes(client)
+    return client
 
 
 def ask(live: LiveGateway, text: str, stream: bool) -> tuple[str, str | None, str | None]:
