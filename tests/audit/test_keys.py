@@ -1,5 +1,6 @@
 """Keys go forward only, are made once, and the recovery key may leave the machine."""
 
+import hmac
 import os
 import re
 from pathlib import Path
@@ -135,3 +136,11 @@ def test_text_hash_is_keyed() -> None:
     """The same text under another key has another hash; lone surrogates are no obstacle."""
     assert keys.text_hash(bytes(32), "ok") != keys.text_hash(os.urandom(32), "ok")
     assert len(keys.text_hash(bytes(32), "\ud800")) == 64
+
+
+@given(st.binary(max_size=200), st.text(max_size=50))
+def test_text_hash_is_hmac_sha256(key: bytes, text: str) -> None:
+    """The quick form is RFC 2104's, whatever the length of the key, and can be asked again."""
+    hasher = keys.TextHasher(key)
+    wanted = hmac.digest(key, text.encode(), "sha256").hex()
+    assert hasher.hash(text) == hasher.hash(text) == wanted

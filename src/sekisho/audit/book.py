@@ -19,7 +19,7 @@ from sekisho.audit import retention
 from sekisho.audit.anchor import Anchor, Anchorer
 from sekisho.audit.config import AuditConfig
 from sekisho.audit.files import Files, FolderLock
-from sekisho.audit.keys import WriterKeys, public_key, text_hash
+from sekisho.audit.keys import TextHasher, WriterKeys, public_key
 from sekisho.audit.records import AdminRecord, EscalationRecord, OutcomeRecord, Receipt, Record, VerdictRecord, encode
 from sekisho.audit.retention import RETENTION_ACTION, Deletion
 from sekisho.audit.segment import MAX_RECORD_BYTES, segments
@@ -180,7 +180,7 @@ class Book:
 
     def text_hash(self, text: str) -> str:
         """The keyed hash under which a text can be recognised but not guessed, as for thinking."""
-        return text_hash(self._writer.keys.hashing, text)
+        return self._hasher.hash(text)
 
     def close(self) -> None:
         """Writes what is queued, anchors it, and lets go of the folder. May be called twice. Blocks."""
