@@ -66,6 +66,7 @@ class Book:
         self._config = config
         self._clock = clock
         self._files = files
+        self._hasher = TextHasher(keys.hashing)
         self._clock_gap_s = clock.now() - clock.monotonic()
         self._queue: deque[_Waiting] = deque()
         self._awake = threading.Condition()
