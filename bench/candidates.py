@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -141,14 +142,14 @@ def _our_version() -> str:
     return f"{version} ({commit.stdout.strip() or 'no commit'})"
 
 
-def gateway_command(site: Site) -> list[str]:
-    """Our gateway as one process with identification, every limit and usage on."""
+def gateway_command(site: Site, guard: str = "basic") -> list[str]:
+    """Our gateway as one process with identification, every limit, usage, guard and book on."""
     key_file = site.folder / "key"
     key_file.write_text(KEY)
     key_file.chmod(0o600)
     server = [sys.executable, str(HERE / "server.py"), "--home", str(site.folder / "home")]
     _run([*server, "--prepare", str(key_file)])
-    return [*server, "--port", str(site.port), "--upstream", site.upstream_url]
+    return [*server, "--port", str(site.port), "--upstream", site.upstream_url, "--guard", guard]
 
 
 CANDIDATES = {
@@ -163,7 +164,8 @@ CANDIDATES = {
             {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
             note="master key only: keys, limits and usage need Postgres",
         ),
-        Candidate("ours", _our_version, gateway_command, note="keys, all limits and usage on"),
+        Candidate("ours", _our_version, gateway_command, note="keys, all limits, usage, guard and book on"),
+        Candidate("ours-unjudged", _our_version, partial(gateway_command, guard="off"), note="the same, guard off"),
     )
 }
 

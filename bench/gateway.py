@@ -38,6 +38,7 @@ def cells(quick: bool) -> list[Cell]:
         Cell("warm-up", 8, duration_s=0.5),
         Cell("warm-up streams", 8, duration_s=0.5, chunks=50),
         Cell("one", 1, requests=200 if quick else 1000),
+        Cell("prefill", 1, requests=50 if quick else 200, prefill_ms=20),
         Cell("crowd", 32, duration_s=seconds),
         Cell("streams", 50, duration_s=seconds, chunks=100),
         Cell("paced", 50, duration_s=2.0 if quick else 5.0, chunks=100, interval_ms=20, spread_s=2.0),
@@ -76,6 +77,7 @@ def figures(subject: Running, results: dict[str, Result], rss_mb: float) -> dict
     return {
         "p50_1_ms": report.percentile(one.latencies_ms, 50),
         "p99_1_ms": report.percentile(one.latencies_ms, 99),
+        "p50_prefill_ms": report.percentile(results["prefill"].latencies_ms, 50),
         "p50_32_ms": report.percentile(crowd.latencies_ms, 50),
         "p99_32_ms": report.percentile(crowd.latencies_ms, 99),
         "requests_per_s": crowd.answers / crowd.elapsed_s,

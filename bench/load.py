@@ -16,6 +16,8 @@ import msgspec
 
 from upstream import ANSWER_TEXT, ANSWER_TOKENS, FIRST_PIECE, piece
 
+_NUMBER = "00000000"
+_QUESTION = "Summarise the minutes of the meeting in three lines."  # what a guard lets pass
 _SYSTEM = (
     "You are the assistant of a small team. Answer briefly and in the language of the question. "
     "When you are not sure, say so, and name what would settle it. Never invent a figure. "
@@ -81,6 +83,7 @@ class Cell:
     duration_s: float | None = None
     chunks: int = 0
     interval_ms: int = 0
+    prefill_ms: int = 0
     spread_s: float = 0.0
     timeout_s: float = 120.0
 
@@ -115,8 +118,14 @@ class _Crowd:
         self.result = Result()
         self.expected = b"".join(piece(i).encode() for i in range(cell.chunks))
         order = f"stream {cell.chunks} chunks every {cell.interval_ms} ms" if cell.chunks else "whole"
+        if cell.prefill_ms:
+            order = f"whole after {cell.prefill_ms} ms"
         options = {"stream": True, "stream_options": {"include_usage": True}} if cell.chunks else {}
-        self.request = target.request(order, **options)
+        # Each request is another one: a guard that remembers what it judged must not save its work.
+        self._before, _, self._behind = target.request(f"{_QUESTION} {order} ({_NUMBER})", **options).partition(
+            _NUMBER.encode()
+        )
+        self._asked = 0
         self.loop = asyncio.get_running_loop()
         self._cpu_s = cpu_s
         self._cpu_start_s = 0.0
@@ -127,6 +136,11 @@ class _Crowd:
         self._callers: set[_Caller] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._done = asyncio.Event()
+
+    def request(self) -> bytes:
+        """The next request's bytes."""
+        self._asked += 1
+        return b"%b%08d%b" % (self._before, self._asked, self._behind)
 
     async def run(self) -> None:
         count = self.cell.in_flight
@@ -242,7 +256,7 @@ class _Caller(asyncio.Protocol):
         self._buffer.clear()
         self._waiting = True
         self._asked = perf_counter()
-        self._transport.write(self._crowd.request)
+        self._transport.write(self._crowd.request())
 
     def chunks_so_far(self) -> int:
         return 0

@@ -12,10 +12,19 @@ from statistics import median
 
 Figures = dict[str, float | None]
 
-_ADDED = ("p50_1_ms", "p99_1_ms", "p50_32_ms", "p99_32_ms", "first_chunk_p50_ms", "first_chunk_p99_ms")
+_ADDED = (
+    "p50_1_ms",
+    "p99_1_ms",
+    "p50_prefill_ms",
+    "p50_32_ms",
+    "p99_32_ms",
+    "first_chunk_p50_ms",
+    "first_chunk_p99_ms",
+)
 _COLUMNS = {
     "p50_1_ms": "+p50 ms, 1 in flight",
     "p99_1_ms": "+p99 ms, 1",
+    "p50_prefill_ms": "+p50 ms, 1 in flight, upstream thinks 20 ms",
     "p50_32_ms": "+p50 ms, 32",
     "p99_32_ms": "+p99 ms, 32",
     "requests_per_s": "req/s, 32",

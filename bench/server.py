@@ -1,5 +1,6 @@
 """Our gateway as the benchmarks run it: one process, no supervisor, one upstream, and everything switched on that a
-team uses: the key looked up by its hash, all limits set (and never reached), usage made durable for every request.
+team uses: the key looked up by its hash, all limits set (and never reached), usage made durable for every request,
+every request and answer judged and written into the book. `--guard off` leaves the judging out.
 
 `--prepare` makes the home folder with its database and key, as a first start would; without it the gateway runs.
 """
@@ -7,8 +8,10 @@ team uses: the key looked up by its hash, all limits set (and never reached), us
 import argparse
 import os
 from pathlib import Path
+from typing import Literal
 
 _PLENTY = 10**12
+Mode = Literal["off", "basic"]
 
 
 def prepare(folder: Path, key: str) -> None:
@@ -46,10 +49,11 @@ def prepare(folder: Path, key: str) -> None:
     engine.dispose()
 
 
-def run(folder: Path, port: int, upstream: str, upstream_key_file: Path | None) -> None:
+def run(folder: Path, port: int, upstream: str, upstream_key_file: Path | None, guard: Mode) -> None:
     """Blocks until SIGTERM."""
     from sekisho.engines.config import ModelConfig
     from sekisho.gateway.config import GatewayConfig, Price
+    from sekisho.guard.config import GuardConfig
     from sekisho.ops.home import Home
     from sekisho.serve import Plan, run_gateway
     from sekisho.settings import Settings
@@ -58,7 +62,8 @@ def run(folder: Path, port: int, upstream: str, upstream_key_file: Path | None) 
     model = ModelConfig(name="bench", engine="openai_http", url=upstream, slots=1024, api_key_file=key_file)
     gateway = GatewayConfig(port=port, prices={"bench": Price(1.0, 2.0)})
     os.environ.pop("DATABASE_URL", None)
-    run_gateway(Home(folder), Plan(Settings(gateway=gateway, models=(model,)), {}))
+    settings = Settings(gateway=gateway, models=(model,), guard=GuardConfig(mode=guard))
+    run_gateway(Home(folder), Plan(settings, {}))
 
 
 def main() -> None:
@@ -68,11 +73,12 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--upstream")
     parser.add_argument("--upstream-key-file", type=Path)
+    parser.add_argument("--guard", choices=["off", "basic"], default="basic")
     arguments = parser.parse_args()
     if arguments.prepare:
         prepare(arguments.home, arguments.prepare.read_text())
     else:
-        run(arguments.home, arguments.port, arguments.upstream, arguments.upstream_key_file)
+        run(arguments.home, arguments.port, arguments.upstream, arguments.upstream_key_file, arguments.guard)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A canned chat engine, cheap enough not to be what a gateway benchmark measures.
 
-Answers `POST /v1/chat/completions`. The last user message says how: `whole` (one JSON answer with usage) or
+Answers `POST /v1/chat/completions`. The last user message says how: `whole` (one JSON answer with usage), `whole after N ms`, or
 `stream N chunks every M ms` (M = 0: one chunk a loop turn, as fast as the reader takes them). The order travels in the
 message because that is the one field every proxy hands on unchanged.
 """
@@ -21,6 +21,7 @@ FIRST_PIECE = " tok0000"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _ORDER = re.compile(rb"stream (\d+) chunks every (\d+) ms")
+_PREFILL = re.compile(rb"whole after (\d+) ms")
 _WHOLE_BODY = (
     '{"id":"chatcmpl-bench","object":"chat.completion","created":1790000000,"model":"bench","choices":[{"index":0,'
     f'"message":{{"role":"assistant","content":"{ANSWER_TEXT}"}},"finish_reason":"stop"}}],'
@@ -126,7 +127,11 @@ class Upstream(asyncio.Protocol):
             return
         order = _ORDER.search(request)
         if order is None:
-            self._write(WHOLE)
+            prefill = _PREFILL.search(request)
+            if prefill is None:
+                self._write(WHOLE)
+            else:
+                self._loop.call_later(int(prefill[1]) / 1000, self._write, WHOLE)
             return
         self._writes = frames(int(order[1]))
         self._interval_s = int(order[2]) / 1000

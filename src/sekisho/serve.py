@@ -298,6 +298,8 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
 
 def run_gateway(home: Home, plan: Plan) -> None:
     """Serves until SIGTERM. Blocks."""
+    # The guard's sums are small: a second thread of numpy's would cost memory and gain nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from sekisho.gateway.server import serve
 
     serve(build_gateway(home, plan))
