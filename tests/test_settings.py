@@ -45,7 +45,7 @@ def test_template_says_the_defaults() -> None:
 
 def test_template_names_every_setting() -> None:
     """Whoever reads the template has seen every setting that there is."""
-    blocks = (Settings().gateway, Settings().store, Settings().logs)
+    blocks = (Settings().gateway, Settings().store, Settings().logs, Settings().guard, Settings().audit)
     structs: list[type[msgspec.Struct]] = [Settings, ModelConfig, *map(type, blocks)]
     for struct in structs:
         for field in msgspec.structs.fields(struct):
@@ -324,8 +324,8 @@ GUARD_FAULTS = [
     ("guard:\n  model: {model: sekisho-mini, format: generic, max_chars: 3}\n", "guard.model", "64 or more"),
     ("guard:\n  escalation:\n    behaviour: {medcal: hold}\n", "guard.escalation.behaviour.medcal", "no such category"),
     ("guard:\n  escalation:\n    approvers:\n      a: {channels: [sales]}\n", "guard.escalation.approvers.a", ""),
-    ("audit:\n  segment_mb: 0\n", "audit.segment_mb", "above 0"),
-    ("audit:\n  anchor: {records: 0}\n", "audit.anchor.records", "at least 1"),
+    ("audit:\n  segment_mb: 0\n", "audit", "segment_mb"),
+    ("audit:\n  anchor: {records: 0}\n", "audit.anchor", "at least 1"),
     ("audit:\n  anchor: {evry: 5}\n", "audit.anchor.evry", "unknown setting"),
 ]
 

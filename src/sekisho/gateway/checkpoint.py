@@ -32,7 +32,7 @@ from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.guard_model import GuardModel, GuardModelFailed, combine, failed
-from sekisho.guard.judge import Judge
+from sekisho.guard.judge import OUTPUT, Judge
 from sekisho.guard.output import OutputOptions, OutputWatch
 from sekisho.guard.passages import shown, size_chars
 from sekisho.guard.rationale import rationale
@@ -297,10 +297,11 @@ class Checkpoint:
         """Only what is to be refused ends an answer: that a person should look at a subject was said of the request."""
         if not self._config.output or self._mode() == "off":
             return None
-        return OutputWatch(self._judge_output, OutputOptions(self._config.hold_back_chars, escalate="allow"), choices)
+        window = max(self._config.hold_back_chars, self._judge.longest_match())
+        return OutputWatch(self._judge_output, OutputOptions(window, escalate="allow"), choices)
 
     def _judge_output(self, text: str) -> Verdict:
-        return self._judge.judge_text(text, "assistant", "output")
+        return self._judge.judge_text(text, "assistant", OUTPUT)
 
     async def _stopped(self, turn: Turn, watch: OutputWatch, out: Batch, passing: Passing) -> Batch:
         """The end of an answer of which no more may leave, with a record of its own."""

@@ -64,9 +64,10 @@ class Guarding:
             sealer=_Late(sealer),
         )
         self._road = DeskOnTheRoad(self.desk, config)
+        self._judge = build_judge(config, team_folder)
         self.checkpoint = Checkpoint(
             config,
-            build_judge(config, team_folder),
+            self._judge,
             self.keeper.book,
             self._road,
             self.mode,
@@ -111,7 +112,7 @@ class Guarding:
 
     async def start(self) -> None:
         """Opens the book if it can be opened, and begins the desk's work."""
-        await self.keeper.open()
+        await asyncio.gather(self.keeper.open(), asyncio.to_thread(self._judge.longest_match))
         if (emergency := self._switch.current()) is not None:
             await self._note(emergency)
         await self.desk.start()

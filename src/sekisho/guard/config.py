@@ -18,7 +18,8 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `emergency_allow`: key names that still pass in `emergency`.
     `unsure`: what becomes of a request that only the classifier stops, because its score lies between its thresholds:
     `escalate`, or `allow`, with the finding in the book. None: `allow` in `basic`, `escalate` in the stricter modes.
-    `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that.
+    `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that,
+    where the rules do not need more: never less than their longest match.
     `deadline_s`: a guard that takes longer refuses. `model`: a guard model beside rules and classifier.
     """
 
@@ -28,7 +29,7 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     emergency_allow: tuple[str, ...] = ()
     unsure: Literal["escalate", "allow"] | None = None
     output: bool = True
-    hold_back_chars: int = 256
+    hold_back_chars: int = 128
     deadline_s: float = 5.0
     model: GuardModelConfig | None = None
     escalation: EscalationConfig = EscalationConfig()

@@ -18,7 +18,9 @@ from sekisho.guard.language import language as language_of
 from sekisho.guard.passages import Passage, Voice, passages, unread
 from sekisho.guard.rationale import rationale
 from sekisho.guard.text import View, views
+from sekisho.guard.window import longest_match
 
+OUTPUT = "output"  # where an answer stands; orders to a model that stand in its own answer give none
 _CACHE_ENTRIES = 8_192
 _UNDISGUISED_VIEWS = 4  # readings beyond the plain one that the linear model looks at, too
 
@@ -63,6 +65,14 @@ class Judge:
         self._linear = linear
         self._languages = {*languages, "unknown"} | ({"mixed"} if {"ja", "en"} <= set(languages) else set())
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._longest = ("", 0)
+
+    def longest_match(self) -> int:
+        """How much of an answer must be held back for its rules, in characters."""
+        rules = self._rules()
+        if rules.version != self._longest[0]:
+            self._longest = (rules.version, longest_match(getattr(rules, "rules", ())))
+        return self._longest[1]
 
     @property
     def policy_version(self) -> str:
@@ -104,7 +114,8 @@ class Judge:
         findings = [
             msgspec.structs.replace(finding, where=passage.where)
             for finding in rules.match(readings, language)
-            if passage.voice != "untrusted" or finding.category == "injection"
+            if (finding.category == "injection" or passage.voice != "untrusted")
+            and (finding.category != "injection" or passage.where != OUTPUT)
         ]
         confidence: float | None = None
         threshold: float | None = None

@@ -24,7 +24,6 @@ def check(document: Document, settings: Settings) -> None:
     _check_gateway(document, settings)
     _check_store(document, settings)
     _check_guard(document, settings)
-    _check_audit(document, settings)
     _in_range(document, ("logs", "max_bytes"), settings.logs.max_bytes, low=100_000)
     _in_range(document, ("logs", "keep"), settings.logs.keep, low=0, high=1000)
     if not settings.models:
@@ -91,16 +90,6 @@ def _check_guard(document: Document, settings: Settings) -> None:
             document.problem((*here, "model", "deadline_s"), "must be below `guard.deadline_s`")
     for fault in desk_config.faults(guard.escalation):
         document.problem((*here, "escalation", *fault.path), fault.message)
-
-
-def _check_audit(document: Document, settings: Settings) -> None:
-    audit, here = settings.audit, ("audit",)
-    _in_range(document, (*here, "segment_mb"), audit.segment_mb, low=0, above=True)
-    _in_range(document, (*here, "group_records"), audit.group_records, low=1)
-    _in_range(document, (*here, "group_wait_ms"), audit.group_wait_ms, low=0, high=1_000)
-    _in_range(document, (*here, "retention_days"), audit.retention_days, low=0)
-    _in_range(document, (*here, "anchor", "records"), audit.anchor.records, low=1)
-    _in_range(document, (*here, "anchor", "seconds"), audit.anchor.seconds, low=0, above=True)
 
 
 def _check_model(document: Document, model: ModelConfig, here: Path) -> None:
