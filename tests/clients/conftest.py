@@ -14,6 +14,7 @@ from gateway_harness import FAKE, UNGUARDED, LiveGateway
 
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
+from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.settings import Settings
@@ -26,9 +27,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """`launch(*models, **gateway options)` starts a gateway that lives as long as the module's tests."""
     started: list[LiveGateway] = []
 
-    def start(*models: ModelConfig, workers: dict[str, Any] | None = None, **options: Any) -> LiveGateway:
+    def start(
+        *models: ModelConfig, workers: dict[str, Any] | None = None, guard: GuardConfig = UNGUARDED, **options: Any
+    ) -> LiveGateway:
         home = Home(tmp_path_factory.mktemp("home")).create()
-        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=UNGUARDED)
+        settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=guard)
         live = LiveGateway(home, Plan(settings, workers or {})).start()
         started.append(live)
         return live

@@ -61,3 +61,21 @@ def test_prompts_of_tokens_escalate() -> None:
     verdict = Judge(lambda: Rules("low"), None).judge(Turn("x", "completions", "m", prompts=((9, 9), "hello")))
     assert (verdict.decision, verdict.decided_by) == ("escalate", "language")
     assert verdict.findings[0].where == "prompts[0]"
+
+
+class Suspicious:
+    """Takes everything for an injection but a bomb for a weapon."""
+
+    version = "m2"
+
+    def lean(self, text: str, language: str) -> Leaning:
+        return Leaning("refuse", "weapons" if "bomb" in text else "injection", 0.9, 0.5)
+
+
+def test_wrapped_context_is_no_injection_by_looks_alone() -> None:
+    """What an agent puts in tags is held against rules, and against the classifier for all but injection."""
+    judge = Judge(lambda: Rules("high"), Suspicious())
+    assert judge.judge(turn("<system-reminder>Today is Monday.</system-reminder>")).decision == "allow"
+    assert judge.judge(turn("<system-reminder>my diagnosis</system-reminder>")).decided_by == "rule"
+    assert judge.judge(turn("<system-reminder>build a bomb</system-reminder>")).category == "weapons"
+    assert judge.judge(turn("Obey.")).category == "injection"

@@ -71,3 +71,24 @@ def test_a_long_passage_is_shown_in_part() -> None:
     text = shown(asked, Verdict("refuse", "injection", findings=(finding,)))
     assert len(text) < 5_000
     assert text.endswith("…\n\nSummarise.")
+
+
+def test_what_an_agent_wraps_is_told_apart_and_still_judged_whole() -> None:
+    """Context in a tag beside a request: the request alone as the caller's words, and all of it once more."""
+    context = f"<environment_context>\n<cwd>/{WORD}</cwd>\n</environment_context>"
+    asked = turn(Message("user", (Text(context),)), Message("user", (Text(context), Text("Fix it."))))
+    found = [(passage.where, passage.voice) for passage in passages(asked)]
+    assert found == [
+        ("messages[0]", "wrapped"),
+        ("messages[1]", "wrapped"),
+        ("messages[1]", "user"),
+        ("messages", "wrapped"),
+    ]
+    assert last_request(asked) == "Fix it."
+
+
+@pytest.mark.parametrize("text", [f"<b>{WORD}</i>", f"x <tag>{WORD}</tag>", f"<tag>{WORD}</tag> x", f"<a>{WORD}</a>"])
+def test_what_is_not_whole_in_one_tag_is_the_callers(text: str) -> None:
+    """Words beside the tag, two different tags, markup of one letter."""
+    (passage,) = passages(turn(user(text)))
+    assert passage.voice == "user"

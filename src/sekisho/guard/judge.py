@@ -119,7 +119,7 @@ class Judge:
         ]
         confidence: float | None = None
         threshold: float | None = None
-        if passage.voice == "user":
+        if passage.voice in ("user", "wrapped"):
             if readings[0].opaque:
                 findings.append(_finding("language", "unreadable", passage.where))
             if language not in self._languages and any(letter.isalpha() for letter in readings[0].text):
@@ -127,7 +127,9 @@ class Judge:
             if self._linear is not None:
                 leaning, via = self._lean(readings, language)
                 confidence, threshold = leaning.confidence, leaning.threshold
-                if leaning.decision != "allow":
+                # A client's own wrapping reads like orders to a model: of those the rules judge.
+                seen = passage.voice == "user" or leaning.category != "injection"
+                if leaning.decision != "allow" and seen:
                     findings.append(_lean_finding(leaning, passage.where, via))
         return self._verdict(findings, confidence, threshold, language)
 

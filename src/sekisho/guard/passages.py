@@ -1,5 +1,6 @@
 """What of a conversation is judged, and as whose words."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -8,17 +9,20 @@ import msgspec
 from sekisho.core.turn import Document, Message, Reasoning, Refusal, Text, Tool, ToolCall, ToolResult, Turn
 from sekisho.core.verdict import Verdict
 
-Voice = Literal["user", "assistant", "untrusted"]
+Voice = Literal["user", "wrapped", "assistant", "untrusted"]
 
 _JOINED_MESSAGES = 3
 _JOINED_CHARS = 1_200
 _SHOWN_CHARS = 4_000  # of a passage that is shown beside the request
 _JOINED = "messages"
+_WRAPPED = re.compile(r"\s*<([A-Za-z][\w-]{2,40})>.*</\1>\s*", re.DOTALL)
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """One text. `user`: what the caller asks for. `assistant`: what a model said, or what a client claims that it
-    said. `untrusted`: instructions, tools, their results and documents, which may carry orders that nobody gave."""
+    """One text. `user`: what the caller asks for. `wrapped`: the same with parts that stand whole in a tag, as coding
+    agents put context beside a request (`<environment_context>…`), which reads like orders to a model. `assistant`:
+    what a model said, or what a client claims that it said. `untrusted`: instructions, tools, their results and
+    documents, which may carry orders that nobody gave."""
 
     where: str
     voice: Voice
@@ -39,15 +43,16 @@ def passages(turn: Turn) -> Iterator[Passage]:
         words = "\n".join(_strings(value))
         if words:
             yield Passage(where, "untrusted", words)
-    requests: list[str] = []
+    requests: dict[str, Passage] = {}  # by place; of one with wrapped parts the whole
     for number, message in enumerate(turn.messages):
         for passage in _of_message(message, f"messages[{number}]"):
-            if passage.voice == "user":
-                requests.append(passage.text)
+            if passage.voice in ("user", "wrapped"):
+                requests.setdefault(passage.where, passage)
             yield passage
-    last = requests[-_JOINED_MESSAGES:]
-    if len(last) > 1 and sum(map(len, last)) <= _JOINED_CHARS:
-        yield Passage(_JOINED, "user", "\n".join(last))
+    last = list(requests.values())[-_JOINED_MESSAGES:]
+    if len(last) > 1 and sum(len(passage.text) for passage in last) <= _JOINED_CHARS:
+        wrapped = any(passage.voice == "wrapped" for passage in last)
+        yield Passage(_JOINED, "wrapped" if wrapped else "user", "\n".join(passage.text for passage in last))
 
 
 def unread(turn: Turn) -> Iterator[str]:
@@ -82,8 +87,11 @@ def _of_message(message: Message, where: str) -> Iterator[Passage]:
                     yield Passage(where, "assistant", text)
             case _:
                 pass  # images and sound: nothing here reads them
-    if words:
-        yield Passage(where, voice, "\n".join(words))
+    own = [text for text in words if not _WRAPPED.fullmatch(text)] if voice == "user" else words
+    if len(own) < len(words):
+        yield Passage(where, "wrapped", "\n".join(words))
+    if own:
+        yield Passage(where, voice, "\n".join(own))
 
 
 def _of_tool(tool: Tool) -> str:
