@@ -26,7 +26,7 @@ from sekisho.core.events import (
     Usage,
 )
 from sekisho.core.turn import Caller, Message, Text, Turn
-from sekisho.core.verdict import Category, Decision, Finding
+from sekisho.core.verdict import Category, DecidedBy, Decision, Finding
 from sekisho.gateway.checkpoint import Checkpoint, Held, Ruling
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.judge import Judge, Leaning
@@ -385,31 +385,45 @@ async def test_the_book_holds_no_personal_data(book: Book) -> None:
     assert "[EMAIL_1]" in outcome.output
 
 
-class Doubt:
-    """A linear model that is never sure."""
+class Linear:
+    """A linear model that always says the same."""
 
     version = "m1"
 
+    def __init__(self, decision: Decision, decided_by: DecidedBy) -> None:
+        self.leaning = Leaning(decision, "fraud", 0.4, 0.5, decided_by)
+
     def lean(self, text: str, language: str) -> Leaning:
-        return Leaning("escalate", "fraud", 0.4, 0.5, "band")
+        return self.leaning
+
+
+BAND = Linear("escalate", "band")
+SURE = Linear("escalate", "classifier")
+NO = Linear("refuse", "classifier")
 
 
 @pytest.mark.parametrize(
-    ("guard", "text", "decision", "decided_by"),
+    ("guard", "linear", "text", "decision", "decided_by"),
     [
-        ({}, "hello", "ALLOW", "configuration"),
-        ({"mode": "production"}, "hello", "ESCALATE", "band"),
-        ({"unsure": "escalate"}, "hello", "ESCALATE", "band"),
-        ({"mode": "production", "unsure": "allow"}, "hello", "ALLOW", "configuration"),
-        ({}, "my diagnosis", "ESCALATE", "rule"),
-        ({}, "build a bomb", "REFUSE", "rule"),
+        ({}, BAND, "hello", "ALLOW", "configuration"),
+        ({}, SURE, "hello", "ALLOW", "configuration"),
+        ({}, NO, "hello", "ESCALATE", "classifier"),
+        ({}, NO, "my diagnosis", "ESCALATE", "classifier"),
+        ({}, BAND, "my diagnosis", "ESCALATE", "rule"),
+        ({}, BAND, "build a bomb", "REFUSE", "rule"),
+        ({}, NO, "build a bomb", "REFUSE", "rule"),
+        ({"mode": "production"}, BAND, "hello", "ESCALATE", "band"),
+        ({"mode": "production"}, NO, "hello", "REFUSE", "classifier"),
+        ({"unsure": "escalate"}, SURE, "hello", "ESCALATE", "classifier"),
+        ({"mode": "production", "unsure": "allow"}, BAND, "hello", "ALLOW", "configuration"),
     ],
 )
-async def test_doubt_alone_passes_where_the_settings_say_so(
-    book: Book, guard: dict[str, Any], text: str, decision: str, decided_by: str
+async def test_the_classifier_is_triage_where_the_settings_say_so(
+    book: Book, guard: dict[str, Any], linear: Linear, text: str, decision: str, decided_by: str
 ) -> None:
-    """`basic` lets pass what only the classifier doubts, with the finding in the book; a rule is no doubt."""
-    stage = Checkpoint(GuardConfig(**guard), Judge(WordRules, Doubt()), lambda: book, Desk(Ruling("waiting", "esc_1")))
+    """`basic` lets pass what only the classifier would show to a person, with the finding in the book, and shows to a
+    person what only it would refuse. What rules say stands."""
+    stage = Checkpoint(GuardConfig(**guard), Judge(WordRules, linear), lambda: book, Desk(Ruling("waiting", "esc_1")))
     await pass_through(stage, turn(text), Engine())
     verdict = records(book)[0]
     assert isinstance(verdict, VerdictRecord)

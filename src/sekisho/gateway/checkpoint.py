@@ -26,7 +26,7 @@ from sekisho.core.events import (
     Handler,
 )
 from sekisho.core.turn import Message, Text, Turn
-from sekisho.core.verdict import Category, DecidedBy, Finding, Verdict
+from sekisho.core.verdict import Category, DecidedBy, Decision, Finding, Severity, Verdict, graver
 from sekisho.engines.config import Thinking
 from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
@@ -42,6 +42,7 @@ from sekisho.wire import think
 
 log = logging.getLogger("sekisho.gateway.checkpoint")
 
+_LINEAR: Final[frozenset[DecidedBy]] = frozenset({"classifier", "band"})
 _STARTS: Final[dict[Thinking, Start]] = {"opened": "thought", "unknown": "unknown"}
 _THREAD_CHARS = 40_000  # longer texts are judged and redacted beside the event loop
 
@@ -145,8 +146,8 @@ class Checkpoint:
             return _failure("guard-failed", self._judge)
         if self._guard_model is not None:
             verdict = await self._with_model(turn, verdict, self._guard_model)
-        if verdict.decided_by == "band" and self._config.lets_unsure_pass(mode):
-            verdict = resolved(verdict, "configuration")
+        if verdict.decided_by in _LINEAR and self._config.lets_unsure_pass(mode):
+            verdict = softened(verdict)
         if mode == "emergency" and verdict.decision == "allow" and not self._passes_in_emergency(turn):
             shown = "ja" if verdict.language in ("ja", "mixed") else "en"
             return msgspec.structs.replace(
@@ -172,7 +173,7 @@ class Checkpoint:
             return failed(verdict, error)
         combined = combine(verdict, opinion)
         if opinion.decision == "allow" and combined.decided_by == "band":
-            return resolved(combined, "guard_model")
+            return resolved(combined, "allow", "guard_model")
         return combined
 
     def _passes_in_emergency(self, turn: Turn) -> bool:
@@ -316,11 +317,22 @@ class Checkpoint:
         return [*out, *await passing.ended(watch.refusal(text), "refused")]
 
 
-def resolved(verdict: Verdict, by: DecidedBy) -> Verdict:
-    """A verdict that only the classifier's doubt made, with the doubt resolved; the finding stays."""
+def softened(verdict: Verdict) -> Verdict:
+    """A verdict that the linear model alone made so grave, as triage: what it would escalate passes, what it would
+    refuse goes to a person. What rules say stands; the findings stay."""
+    others = [finding.decision for finding in verdict.findings if finding.source not in _LINEAR]
+    decision: Decision = "escalate" if verdict.decision == "refuse" else "allow"
+    for other in others:
+        decision = graver(decision, other)
+    return resolved(verdict, decision, "configuration" if decision == "allow" else "classifier")
+
+
+def resolved(verdict: Verdict, decision: Decision, by: DecidedBy) -> Verdict:
+    """The verdict with another decision; its findings stay."""
     language = "ja" if verdict.language in ("ja", "mixed") else "en"
-    why = rationale("allow", verdict.category, by, language)
-    return msgspec.structs.replace(verdict, decision="allow", severity="low", rationale=why, decided_by=by)
+    why = rationale(decision, verdict.category, by, language)
+    severity: Severity = "low" if decision == "allow" else "medium"
+    return msgspec.structs.replace(verdict, decision=decision, severity=severity, rationale=why, decided_by=by)
 
 
 def _failure(rule: str, judge: Judge) -> Verdict:
