@@ -26,8 +26,6 @@ _COMMON_LIST = (
     "must may might will now then there here time day week name address number phone account email message site"
 )
 _COMMON = frozenset(_COMMON_LIST.split())
-_WORDS = bytes(c if chr(c).isalnum() and c < 128 else 32 for c in range(256))
-_ASCII = re.compile("[\x00-\x7f]+")
 _WORD = re.compile("[0-9a-z]+")
 _KANA = re.compile("[\u3041-\u309f]")
 
@@ -37,8 +35,8 @@ class PatternError(ValueError):
 
 
 class Need(msgspec.Struct, frozen=True):
-    """A literal that must be in the text; `key` is what `keys` of such a text hold, "" when none can be told. `worth`
-    says how seldom it is in ordinary text."""
+    """A literal that must be in the text; `key` begins a word of such a text, or is a pair
+    of its letters, "" when none can be told. `worth` says how seldom it is in ordinary text."""
 
     literal: str
     key: str
@@ -46,19 +44,6 @@ class Need(msgspec.Struct, frozen=True):
 
 
 Needs = frozenset[Need]
-
-
-def keys(text: str) -> dict[str, str]:
-    """The look-up keys of a plain text: beginnings of Latin words, each with those words run together, and the pairs
-    of other letters, each with itself."""
-    found: dict[str, str] = {}
-    for word in set(text.encode("ascii", "replace").translate(_WORDS).decode("ascii").split()):
-        key = word[:PREFIX]
-        found[key] = f"{found[key]} {word}" if key in found else word
-    if not text.isascii():
-        rest = _ASCII.sub(" ", text)
-        found.update((pair, pair) for pair in set(map(operator.add, rest, rest[1:])))
-    return found
 
 
 def keyed_word(need: Need) -> str:
@@ -75,6 +60,29 @@ def needs(pattern: str) -> tuple[Needs, ...]:
         raise PatternError(f"not a regular expression: {error}") from error
     _check(tree, 1)
     return ranked(_of_sequence(tree, at_start=False))
+
+
+def reach(pattern: str) -> int:
+    """How far from any of its characters a match, and what the pattern looks at beside it, may lie."""
+    tree = _parser.parse(pattern, re.ASCII)
+    return int(tree.getwidth()[1]) + _looks(tree) + 2
+
+
+def _looks(sequence: Any) -> int:
+    """The width of all that is looked at beside a match."""
+    total = 0
+    for node, argument in sequence:
+        if node in (op.ASSERT, op.ASSERT_NOT):
+            total += int(argument[1].getwidth()[1]) + _looks(argument[1])
+        elif node is op.SUBPATTERN:
+            total += _looks(argument[-1])
+        elif node is op.ATOMIC_GROUP:
+            total += _looks(argument)
+        elif node in (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT):
+            total += int(argument[1]) * _looks(argument[2])
+        elif node is op.BRANCH:
+            total += sum(map(_looks, argument[1]))
+    return total
 
 
 def ranked(sets: Iterable[Needs]) -> tuple[Needs, ...]:

@@ -14,7 +14,8 @@ import msgspec
 from sekisho.core.verdict import DECISIONS, SEVERITIES, Decision, Finding
 from sekisho.guard.language import language as language_of
 from sekisho.guard.rule_file import Rule, RuleError, RuleProblem, read_rules
-from sekisho.guard.rule_needs import Need, Needs, keyed_word, keys, needs, ranked, union
+from sekisho.guard.rule_gates import Gate, Gates, Tried
+from sekisho.guard.rule_needs import Needs, needs, ranked, reach, union
 from sekisho.guard.text import View, views
 
 BUILT_IN = Path(__file__).parent / "rules"
@@ -25,41 +26,6 @@ _NONE_WITHIN_CHARS = 40
 _log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
-
-
-class Gate(msgspec.Struct, frozen=True):
-    """What a text must hold for a pattern of a rule's `any` to match, one literal of each set; `pattern` is None where
-    the gate is the whole rule's."""
-
-    pattern: str | None
-    sets: tuple[tuple[Need, ...], ...]
-
-    def keys(self) -> list[str]:
-        """The keys that lead here; none where the gate must be tried for every text."""
-        for choice in self.sets:
-            if all(need.key for need in choice):
-                return [need.key for need in choice]
-        return []
-
-
-class _Choice:
-    """A set of literals of which a text must hold one, arranged by key. Many gates share one."""
-
-    def __init__(self, wanted: tuple[Need, ...]) -> None:
-        self._by_key: dict[str, list[tuple[str, str]]] = {}
-        self._anywhere = [need.literal for need in wanted if not need.key]
-        for need in wanted:
-            if need.key:
-                self._by_key.setdefault(need.key, []).append((keyed_word(need), need.literal))
-
-    def held(self, text: str, found: dict[str, str]) -> bool:
-        """Whether the text, with these keys, holds one of the literals."""
-        for key in self._by_key.keys() & found.keys():
-            words = found[key]
-            for word, literal in self._by_key[key]:
-                if word in words and (word == literal or literal in text):
-                    return True
-        return any(literal in text for literal in self._anywhere)
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -79,14 +45,16 @@ class Index(msgspec.Struct, frozen=True):
 def ready(rule: Rule) -> Ready:
     """Reads off the rule's patterns what a text must hold."""
     whole = [choice for pattern in rule.all for choice in needs(pattern)]
+    if rule.near is None and rule.any and not whole:
+        return Ready(rule, tuple(_gate(pattern, [*needs(pattern)], reach(pattern)) for pattern in rule.any))
     if rule.near is None and rule.any:
         return Ready(rule, tuple(_gate(pattern, [*needs(pattern), *whole]) for pattern in rule.any))
     whole += [choice for pattern in (rule.near.patterns if rule.near else ()) for choice in needs(pattern)]
     return Ready(rule, (_gate(None, [*whole, *union([needs(pattern) for pattern in rule.any])]),))
 
 
-def _gate(pattern: str | None, sets: list[Needs]) -> Gate:
-    return Gate(pattern, tuple(tuple(sorted(one, key=lambda need: need.literal)) for one in ranked(sets)))
+def _gate(pattern: str | None, sets: list[Needs], within: int = 0) -> Gate:
+    return Gate(pattern, tuple(tuple(sorted(one, key=lambda need: need.literal)) for one in ranked(sets)), within)
 
 
 class _Armed:
@@ -176,17 +144,9 @@ class RuleSet:
         self.rules = tuple(one.rule for one in prepared)
         self.version = version
         self._armed = [_Armed(rule) for rule in self.rules]
-        self._gates = [(number, gate) for number, one in enumerate(prepared) for gate in one.gates]
-        choices: dict[tuple[Need, ...], int] = {}
-        self._wanted = [tuple(choices.setdefault(one, len(choices)) for one in gate.sets) for _, gate in self._gates]
-        self._choices = [_Choice(one) for one in choices]
-        self._by_key: dict[str, list[int]] = {}
-        self._always: list[int] = []
-        for place, (_, gate) in enumerate(self._gates):
-            for key in set(gate.keys()):
-                self._by_key.setdefault(key, []).append(place)
-            if not gate.keys():
-                self._always.append(place)
+        gates = [(number, gate) for number, one in enumerate(prepared) for gate in one.gates]
+        self._owners = [(number, gate.pattern) for number, gate in gates]
+        self._gates = Gates([gate for _, gate in gates])
 
     @classmethod
     def load(cls, *folders: Path, built_in: Path | None = BUILT_IN, check_built_in: bool = False) -> Self:
@@ -210,9 +170,10 @@ class RuleSet:
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         """One finding a rule, gravest first. `language` is the first view's; what lay under a disguise has its own."""
         found: dict[int, Finding] = {}
+        tried: Tried = set()
         for place, view in enumerate(views):
             spoken = language if place == 0 else language_of(view.text)
-            for number, patterns in self._open(view.text).items():
+            for number, patterns in self._open(view.text, tried).items():
                 armed = self._armed[number]
                 earlier = found.get(number)
                 if earlier is not None and earlier.decision == armed.rule.decision:
@@ -225,23 +186,14 @@ class RuleSet:
                     found[number] = _finding(armed.rule, decision, view.via)
         return tuple(sorted(found.values(), key=_gravity, reverse=True))
 
-    def _open(self, text: str) -> dict[int, list[str]]:
+    def _open(self, text: str, tried: Tried) -> dict[int, list[str]]:
         """The numbers of rules that may match, each with the patterns that may."""
         told: dict[int, list[str]] = {}
-        held_keys = keys(text)
-        held: dict[int, bool] = {}
-        places = {place for key in self._by_key.keys() & held_keys.keys() for place in self._by_key[key]}
-        for place in sorted(places.union(self._always)):
-            for choice in self._wanted[place]:
-                if (is_held := held.get(choice)) is None:
-                    is_held = held[choice] = self._choices[choice].held(text, held_keys)
-                if not is_held:
-                    break
-            else:
-                number, gate = self._gates[place]
-                patterns = told.setdefault(number, [])
-                if gate.pattern is not None:
-                    patterns.append(gate.pattern)
+        for place in self._gates.open(text, tried):
+            number, pattern = self._owners[place]
+            patterns = told.setdefault(number, [])
+            if pattern is not None:
+                patterns.append(pattern)
         return told
 
 
