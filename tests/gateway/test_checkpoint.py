@@ -406,7 +406,7 @@ NO = Linear("refuse", "classifier")
     ("guard", "linear", "text", "decision", "decided_by"),
     [
         ({}, BAND, "hello", "ALLOW", "configuration"),
-        ({}, SURE, "hello", "ALLOW", "configuration"),
+        ({}, SURE, "hello", "ESCALATE", "classifier"),
         ({}, NO, "hello", "ESCALATE", "classifier"),
         ({}, NO, "my diagnosis", "ESCALATE", "classifier"),
         ({}, BAND, "my diagnosis", "ESCALATE", "rule"),
@@ -421,8 +421,8 @@ NO = Linear("refuse", "classifier")
 async def test_the_classifier_is_triage_where_the_settings_say_so(
     book: Book, guard: dict[str, Any], linear: Linear, text: str, decision: str, decided_by: str
 ) -> None:
-    """`basic` lets pass what only the classifier would show to a person, with the finding in the book, and shows to a
-    person what only it would refuse. What rules say stands."""
+    """`basic` lets pass what only the classifier doubts, with the finding in the book, and shows to a person what only
+    it would refuse. Where it is sure that a person should look, and where a rule speaks, that stands."""
     stage = Checkpoint(GuardConfig(**guard), Judge(WordRules, linear), lambda: book, Desk(Ruling("waiting", "esc_1")))
     await pass_through(stage, turn(text), Engine())
     verdict = records(book)[0]

@@ -318,12 +318,14 @@ class Checkpoint:
 
 
 def softened(verdict: Verdict) -> Verdict:
-    """A verdict that the linear model alone made so grave, as triage: what it would escalate passes, what it would
-    refuse goes to a person. What rules say stands; the findings stay."""
-    others = [finding.decision for finding in verdict.findings if finding.source not in _LINEAR]
+    """A verdict of the linear model alone, taken as triage: what it doubts passes, what it would refuse goes to a
+    person. What rules say stands; the findings stay."""
+    if verdict.decided_by == "classifier" and verdict.decision != "refuse":
+        return verdict
     decision: Decision = "escalate" if verdict.decision == "refuse" else "allow"
-    for other in others:
-        decision = graver(decision, other)
+    for finding in verdict.findings:
+        if finding.source not in _LINEAR:
+            decision = graver(decision, finding.decision)
     return resolved(verdict, decision, "configuration" if decision == "allow" else "classifier")
 
 

@@ -16,9 +16,9 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `test_mode`: decides and records, calls nobody and holds nobody.
     `languages`: what rules and classifier may decide alone; any other language escalates.
     `emergency_allow`: key names that still pass in `emergency`.
-    `unsure`: what the linear classifier may do where no rule agrees. `escalate`: what it decides counts. `allow`: it
-    is triage, so that what it would escalate passes, with the finding in the book, and what it would refuse goes to a
-    person. None: `allow` in `basic`, `escalate` in the stricter modes.
+    `unsure`: how far the linear classifier counts where no rule agrees. `escalate`: what it decides counts, and what
+    it is not sure of escalates. `allow`: what it is not sure of passes, with the finding in the book, and what it would
+    refuse goes to a person. None: `allow` in `basic`, `escalate` in the stricter modes.
     `output`: whether answers are judged too. `hold_back_chars`: how much of a stream is held for that,
     where the rules do not need more: never less than their longest match.
     `deadline_s`: a guard that takes longer refuses. `model`: a guard model beside rules and classifier.
