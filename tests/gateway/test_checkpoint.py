@@ -350,12 +350,14 @@ async def test_a_key_with_the_scope_sees_reasoning_in_its_own_place(book: Book) 
     assert text_of(events) == "Done."
 
 
-async def test_think_lets_only_the_final_part_out(book: Book) -> None:
-    """`/v1/think`: four parts stay, the final one leaves."""
+@pytest.mark.parametrize("scopes", [("chat",), ("chat", "reasoning")])
+async def test_think_lets_only_the_final_part_out(book: Book, scopes: tuple[str, ...]) -> None:
+    """`/v1/think`: four parts stay, whatever the key may otherwise see; the final one leaves."""
     said = "<think-task>a</think-task><think-safety>b</think-safety><final>The answer.</final> more"
-    asked = turn("hello", extra={think.MARK: True})
+    asked = turn("hello", scopes, extra={think.MARK: True})
     events = await pass_through(checkpoint(book), asked, Engine([[TextDelta(said)], [Finished("stop")]]))
     assert text_of(events).strip() == "The answer."
+    assert not any(isinstance(event, ReasoningDelta) for event in events)
 
 
 async def test_arguments_of_tools_are_watched(book: Book) -> None:
@@ -429,6 +431,23 @@ async def test_the_classifier_is_triage_where_the_settings_say_so(
     assert isinstance(verdict, VerdictRecord)
     assert (verdict.decision, verdict.decided_by) == (decision, decided_by)
     assert any(finding.rule == "linear-fraud" for finding in verdict.findings)
+
+
+async def test_the_vault_keeps_what_was_removed_where_it_is_configured(tmp_path: Path) -> None:
+    """Under a key of its own, by request; the book itself has the placeholders only."""
+    book = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig(vault=True))
+    try:
+        said: list[Batch] = [[TextDelta("I wrote to hanako@example.com and taro@example.com.")], [Finished("stop")]]
+        await pass_through(checkpoint(book), turn("mail hanako@example.com"), Engine(said))
+        assert book.vault is not None
+        kept = await asyncio.to_thread(book.vault.get, "chatcmpl-1")
+        assert kept == {"[EMAIL_1]": "hanako@example.com", "[EMAIL_2]": "taro@example.com"}
+        verdict, outcome = records(book)
+        assert isinstance(verdict, VerdictRecord)
+        assert isinstance(outcome, OutcomeRecord)
+        assert (verdict.input, outcome.output) == ("mail [EMAIL_1]", "I wrote to [EMAIL_1] and [EMAIL_2].")
+    finally:
+        await asyncio.to_thread(book.close)
 
 
 async def test_an_emergency_escalates_all_but_the_named(book: Book) -> None:

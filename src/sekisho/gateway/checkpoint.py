@@ -259,7 +259,8 @@ class Checkpoint:
     async def _watched(self, turn: Turn, inner: Handler, passing: Passing) -> AsyncGenerator[Batch, None]:
         """The engine's events without thinking, each character judged before it leaves."""
         caller = turn.caller
-        reveal = caller is not None and "reasoning" in caller.scopes
+        parts = think.MARK in turn.extra  # its thinking parts leave for nobody
+        reveal = caller is not None and "reasoning" in caller.scopes and not parts
         choices = choices_of(turn)
         seal = None
         if self._seal is not None and caller is not None and turn.protocol == "responses":
@@ -267,7 +268,7 @@ class Checkpoint:
         habit = self._thinking.get(turn.model, "marked")
         options = ThinkingOptions(
             start=_STARTS.get(habit, "answer"),
-            final_only=think.MARK in turn.extra,
+            final_only=parts,
             channels=habit == "channels",
             reveal=reveal,
         )

@@ -8,6 +8,7 @@ import msgspec
 
 from sekisho.audit.book import Book
 from sekisho.audit.records import OutcomeRecord, Receipt
+from sekisho.audit.writer import timestamp
 from sekisho.core.events import Batch, Failed, Finished, RefusalDelta, TextDelta, ToolCallDelta, Usage
 from sekisho.core.turn import Part, Reasoning, ToolCall, ToolResult, Turn
 from sekisho.guard.personal import Pseudonyms, redact
@@ -40,6 +41,7 @@ class Passing:
         self._thoughts: list[str] = []
         self._failed: Failed | None = None
         self._pseudonyms = Pseudonyms()
+        self._locked_away = 0
         self._written = False
 
     def thought(self, choice: int, text: str) -> None:
@@ -75,8 +77,21 @@ class Passing:
         """Without secrets and personal data; the same placeholders through the whole turn."""
         text = text[:_KEPT_CHARS]
         if len(text) > _THREAD_CHARS:
-            return (await asyncio.to_thread(redact, text, self._pseudonyms)).text
-        return redact(text, self._pseudonyms).text
+            cleaned = (await asyncio.to_thread(redact, text, self._pseudonyms)).text
+        else:
+            cleaned = redact(text, self._pseudonyms).text
+        await self._lock_away()
+        return cleaned
+
+    async def _lock_away(self) -> None:
+        """What the new placeholders stand for goes into the vault, where there is one, before the record that has
+        them. Raises BookUnavailable."""
+        vault, originals = self.book.vault, self._pseudonyms.originals
+        if vault is None or len(originals) == self._locked_away:
+            return
+        new = dict(list(originals.items())[self._locked_away :])
+        self._locked_away = len(originals)
+        await asyncio.to_thread(vault.put, self._turn.id, new, timestamp(time.time()))
 
     async def ended(self, batch: Batch, status: str | None = None) -> Batch:
         """`batch`, once the outcome is with the kernel: it ends the answer."""
@@ -100,10 +115,13 @@ class Passing:
         if self._written:
             return
         self._written = True
-        text = redact(self._spoken()[:_KEPT_CHARS], self._pseudonyms).text
-        task = asyncio.ensure_future(self.book.hand_over(self._outcome(status, error_id, text)))
+        task = asyncio.ensure_future(self._outcome_of_the_left(status, error_id))
         _LEFT.add(task)
         task.add_done_callback(_tell)
+
+    async def _outcome_of_the_left(self, status: str, error_id: str) -> Receipt:
+        text = await self.clean(self._spoken())
+        return await self.book.hand_over(self._outcome(status, error_id, text))
 
     def _outcome(self, status: str, error_id: str, text: str) -> OutcomeRecord:
         usage = self.usage

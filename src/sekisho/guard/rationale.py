@@ -51,4 +51,4 @@ def rationale(decision: Decision, category: Category, decided_by: DecidedBy, lan
         return f"It touches {subject}, so a person must decide ({source})."
     if japanese:
         return f"{subject}のため、お断りしました({source})。"
-    return f"It was refused because it concerns {subject} ({source})."
+    return f"This was refused because it concerns {subject} ({source})."
