@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from urllib.parse import unquote_to_bytes
 
+from sekisho.guard.beyond_ascii import beyond_ascii
 from sekisho.guard.segment import segment
 
 
@@ -23,14 +24,21 @@ class Form:
     Shapes have one byte per character. `runs`: `a` for what Base64 is made of; `letters`: `a` for letters and digits;
     `signs`: `a` for letters, `0` for digits and signs that stand for letters. All else is a blank."""
 
-    __slots__ = ("bare", "letters", "plain", "runs", "signs")
+    __slots__ = ("_blobs", "bare", "data", "japanese", "letters", "plain", "runs", "signs")
 
-    def __init__(self, bare: str, plain: str) -> None:
-        self.bare, self.plain = bare, plain
-        data = bare.encode("ascii", "replace")
-        self.runs = data.translate(_RUNS)
-        self.letters = b" %b " % data.translate(_LETTERS)
-        self.signs = b" %b" % data.translate(_SIGNS)
+    def __init__(self, bare: str, plain: str, japanese: bool = False) -> None:
+        self.bare, self.plain, self.japanese = bare, plain, japanese
+        self.data = bare.encode("ascii", "replace")
+        self.runs = self.data.translate(_RUNS)
+        self.letters = b" %b " % self.data.translate(_LETTERS)
+        self.signs = b" %b" % self.data.translate(_SIGNS)
+        self._blobs: list[tuple[int, int]] | None = None
+
+    def blobs(self) -> list[tuple[int, int]]:
+        """Where long runs of letters and digits stand, and short ones that end in =; at most so many."""
+        if self._blobs is None:
+            self._blobs = _find_blobs(self)
+        return self._blobs
 
 
 def _shape(letters: str, digits: str) -> bytes:
@@ -41,6 +49,9 @@ _ALPHABET = string.ascii_letters
 _RUNS = _shape(_ALPHABET + string.digits + "+/_-", "")
 _LETTERS = _shape(_ALPHABET + string.digits, "")
 _SIGNS = _shape(_ALPHABET, "0134578@$!|")
+_BASE32_RUNS = _shape(string.ascii_uppercase + "234567", "")
+_HEX_RUNS = _shape(string.hexdigits, "")
+_BIT_RUNS = _shape("01", "")
 
 Disguise = Callable[[Form], Iterable[tuple[str, str]]]
 
@@ -61,7 +72,6 @@ _HEX = re.compile(
 )
 _HEX_DIGITS = re.compile(r"0x|[^0-9A-Fa-f]")
 _BINARY = re.compile(r"(?<![0-9A-Za-z])[01]{8}(?:[ ,]?[01]{8}){2,}+(?![0-9A-Za-z])")
-_BITS = re.compile(r"0[01]{7}|1[01]{7}")
 _PADDED = re.compile(r"=(?<=[A-Za-z0-9+/]{6}=)")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _ENTITY = re.compile(r"&(?:#x?[0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
@@ -84,6 +94,8 @@ _LEET_WORD = re.compile(rb"(?<![a0])(?:a+0{1,3}a[a0]*|a+0(?![a0])|0{1,2}a{3,}[a0
 _LEET_HINTS = (b"a0a", b"a00a", b"a000a", b" 0aaa", b" 00aaa")
 _LEET = str.maketrans("013457@8$!|", "oieastabsil")
 _LEET_L = str.maketrans("013457@8$!|", "oleastabsll")
+
+_ACCENTED = re.compile("[\u00e0-\u024f\u1e00-\u1eff]")
 
 _COMMON_LIST = (
     "the and you for how can make with that this are what have from your all please tell me to of is in it my do "
@@ -111,7 +123,7 @@ def spaced_out(form: Form) -> Iterator[tuple[str, str]]:
     joined = form.bare
     if b" a a a " in form.letters or b" a  a  a " in form.letters:
         joined = _SPACED.sub(_join, joined)
-    if not joined.isascii():
+    if form.japanese:
         joined = _MARKED_JAPANESE.sub(_unmark, joined)
     if joined != form.bare:
         yield "spacing", joined
@@ -155,7 +167,7 @@ def leet(form: Form) -> Iterator[tuple[str, str]]:
 def accents(form: Form) -> Iterator[tuple[str, str]]:
     """Marks on Latin letters: "bòmb"."""
     plain = form.plain
-    if not plain.isascii() and re.search("[\u00e0-\u024f\u1e00-\u1eff]", plain):
+    if not plain.isascii() and _ACCENTED.search(beyond_ascii(plain)):
         split = unicodedata.normalize("NFD", plain.replace("ı", "i"))
         yield "accents", unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", split))
 
@@ -169,23 +181,26 @@ def base64_text(form: Form) -> Iterator[tuple[str, str]]:
     if "\n" in bare and _RUN in form.runs:
         revealed = _replace(_WRAPPED.finditer(bare), bare, _from_base64)
     if revealed == bare:
-        revealed = _replace(_in_spans(_BASE64, bare, _blobs(form)), bare, _from_base64)
+        revealed = _replace(_in_spans(_BASE64, bare, form.blobs()), bare, _from_base64)
     if revealed != bare:
         yield "base64", revealed
-    base32 = _replace(_in_spans(_BASE32, bare, _blobs(form)), bare, _from_base32)
-    if base32 != bare:
-        yield "base32", base32
+    if b"a" * 16 in form.data.translate(_BASE32_RUNS):
+        base32 = _replace(_in_spans(_BASE32, bare, form.blobs()), bare, _from_base32)
+        if base32 != bare:
+            yield "base32", base32
 
 
 def hex_text(form: Form) -> Iterator[tuple[str, str]]:
     """Hexadecimal bytes or binary digits of readable text."""
     bare = form.bare
-    found = _in_spans(_HEX, bare, _blobs(form)) if _RUN in form.runs else iter(())
+    found: Iterator[re.Match[str]] = iter(())
     if b" aa aa aa " in form.letters or "0x" in bare:
         found = _HEX.finditer(bare)
+    elif _RUN in form.runs and (_RUN in form.data.translate(_HEX_RUNS) or b" aa  aa " in form.letters):
+        found = _in_spans(_HEX, bare, form.blobs())
     if (revealed := _replace(found, bare, _from_hex)) != bare:
         yield "hex", revealed
-    if (_RUN in form.runs or b" aaaaaaaa aaaaaaaa " in form.letters) and _BITS.search(bare):
+    if (_RUN in form.runs or b" aaaaaaaa aaaaaaaa " in form.letters) and b"a" * 8 in form.data.translate(_BIT_RUNS):
         revealed = _replace(_BINARY.finditer(bare), bare, _from_binary)
         if revealed != bare:
             yield "binary", revealed
@@ -216,7 +231,7 @@ def turned(form: Form) -> Iterator[tuple[str, str]]:
     if (marks := len(_REVERSED.intersection(turned_words))) >= 2 or (marks and _REVERSED_PAIR.search(plain)):
         yield "reversed", bare[::-1]
         yield "reversed", " ".join(word[::-1] for word in bare.split())
-    elif not plain.isascii() and _JAPANESE_REVERSED.search(plain) and not _JAPANESE_FORWARD.search(plain):
+    elif form.japanese and _JAPANESE_REVERSED.search(plain) and not _JAPANESE_FORWARD.search(plain):
         yield "reversed", bare[::-1]
 
 
@@ -229,7 +244,7 @@ def claims_encoding(form: Form) -> bool:
     bare = form.bare
     if _LONG_RUN not in form.runs:
         return False
-    blobs = [match for match in _in_spans(_CLAIMED_BLOB, bare, _blobs(form)) if _looks_encoded(match[0])]
+    blobs = [match for match in _in_spans(_CLAIMED_BLOB, bare, form.blobs()) if _looks_encoded(match[0])]
     if not blobs or _KNOWN_BINARY.search(bare):
         return False
     hidden = [blob for blob in blobs if _from_base64(blob[0]) is None and _from_hex(blob[0]) is None]
@@ -248,8 +263,7 @@ def _looks_encoded(blob: str) -> bool:
     return kinds == 3 and len(set(blob)) >= 8 and not wordy
 
 
-def _blobs(form: Form) -> list[tuple[int, int]]:
-    """Where long runs of letters and digits stand, and short ones that end in =; at most so many."""
+def _find_blobs(form: Form) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = form.runs.find(_RUN)
     while start >= 0 and len(spans) < _MOST_CANDIDATES:

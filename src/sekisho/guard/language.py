@@ -6,6 +6,8 @@ evidence (a name, code, a number, one word) is `en` when it has Latin letters an
 import re
 from typing import Literal
 
+from sekisho.guard.beyond_ascii import beyond_ascii
+
 Language = Literal["ja", "en", "mixed", "other", "unknown"]
 
 _HEAD_CHARS, _TAIL_CHARS = 6_000, 2_000  # of a long text
@@ -25,8 +27,10 @@ _KANA_BLOCK = _blocks((0x30, 0x30))
 _HAN_BLOCKS = _blocks((0x34, 0x4D), (0x4E, 0x9F), (0xF9, 0xFA))
 _LATIN_BLOCKS = _blocks((0x01, 0x02), (0x1E, 0x1E))
 _FOREIGN_BLOCKS = _blocks((0x03, 0x1D), (0x1F, 0x1F), (0x2C, 0x2D), (0x31, 0x31), (0xA0, 0xD7), (0xFB, 0xFD))
+_ACCENTED = re.compile("[\u00df-\u00f6\u00f8-\u024f\u1e00-\u1eff]")
 _ACCENTED_WORD = re.compile("[a-z']*[\u00df-\u00f6\u00f8-\u024f\u1e00-\u1eff][a-z\u00df-\u024f\u1e00-\u1eff]*")
 _WORD = re.compile("[a-z\u00df-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
+_NO_SMALL_LETTERS = bytes(c if 97 <= c <= 122 else 32 for c in range(256))
 _WHOLE_CHINESE = re.compile("[你弹炸们這这吗嗎么麼怎请呢您們沒给她它哪啥咋吧啊谁谢妈爸还让对说为从没谁]")
 _SIMPLIFIED = re.compile(
     "[东个丰严丧丽举义乌乐习书买乱亏产亲亿仅价众优传伤伪侧侦债儿兰关兴养军农冲决况净准减几凤击划则刚创别办务动劳势劝华协卖卢卫厂厅历压厌县双发变叶听启员响单卖团园围图圆场坏块坚坛处备复够头夹夺奋妇妈娱孙宁实宠审宽宾寻导尔尘尝层岁岛币师帐带帮广庄庆库应废开异弃张强归录彻忆忧怀态总恋惊惯愿懒戏战执扩扫扬抢护报拟拥择挂挡换据损摆摇撑敌数断无旧显晓术机杀权条杨极构枪标栋树样档桥梦检楼欢残毁毕汇汉汤沟泪泽洁浅测济浓涂润涨渐湾湿满滚灭灵灾炼点热爱爷牵犹独狮猎环现玛电画畅疗监盖盘着矿码砖础确离种积称穷窃竞笔类粮紧纠红约级纪纯纲纳纸纹线练组细织终绍经结给络绝统继绩续绿缓编缘缩网罗罚罢职联聪肃肠胁脑脚脱脸艺节苏荣药莱获营虑虽补装观规视览觉触计订认讨让训议讯记讲许论设访证评识诈诉诊词译试诗话该详语误诱请诸读课调谅谈谋谓谢谷贝财责贤败货质贩贪购贯贴贵贷贸费资赏赖赛赞赢赵赶趋跃践踪车轨轮软轰轻载较辅辆辈辉输边达过运进远违连迟适选递逻遗邮邻郑释针钟钢钱铁铜银销锁错键镇长门闭问闲间闹闻阅队阳阴阵阶际陆陈险随隐难雾静韩页顶项顺须顾顿预领频题颜额风飞饭饮饰饱馆驱验骂骗鱼鲁鸟鸡麦龙]"
@@ -95,16 +99,17 @@ def language(text: str) -> Language:
 
 def _letters(text: str) -> tuple[int, int, int, int]:
     """How many letters are kana, Han, Latin, and of other scripts."""
-    high = _MARKS.sub("", text).encode("utf-16-be", "replace")[::2]
+    beyond = beyond_ascii(text)
+    high = _MARKS.sub("", beyond).encode("utf-16-be", "replace")[::2]
 
     def count(blocks: bytes) -> int:
         return len(high) - len(high.translate(None, blocks))
 
     kana = count(_KANA_BLOCK)
     if kana:
-        kana -= sum(map(text.count, _NO_KANA))
+        kana -= sum(map(beyond.count, _NO_KANA))
     latin = len(text.encode("latin-1", "ignore").translate(None, _NO_LETTERS)) + count(_LATIN_BLOCKS)
-    half_and_full = [c for c in text if "\uff21" <= c <= "\uff9f"] if 0xFF in high else []
+    half_and_full = [c for c in beyond if "\uff21" <= c <= "\uff9f"] if 0xFF in high else []
     wide = sum(c <= "\uff5a" for c in half_and_full)
     return kana + len(half_and_full) - wide, count(_HAN_BLOCKS), latin + wide, count(_FOREIGN_BLOCKS)
 
@@ -123,7 +128,7 @@ def _japanese(text: str, japanese: int, latin: int) -> Language:
     """`ja`, or `mixed` or `en` where English sentences stand beside few Japanese characters."""
     if latin <= japanese:
         return "ja"
-    words = _WORD.findall(text.lower())
+    words = _words(text.lower())
     english = sum(word in _ENGLISH for word in words)
     if japanese < 6 and english >= 2:
         return "en"
@@ -136,11 +141,12 @@ def _latin(text: str) -> Language:
     """`other` on two or more function words of one foreign language that outnumber the English ones, else `en`."""
     if text.isascii() and len(_ONLY_FOREIGN.intersection(text.lower().split())) < 2:
         return "en"
-    words = _WORD.findall(text.lower())
-    if len(words) < 3:
-        return "en"
+    text = text.lower()
+    words = _words(text)
     known = set(words)
-    accented = 0 if text.isascii() else len(set(_ACCENTED_WORD.findall(text.lower())))
+    accented = 0 if text.isascii() else _accented(text)
+    if len(words) < 3 or (not accented and len(_ONLY_FOREIGN & known) < 2):
+        return "en"
     foreign = max(_FOREIGN_WORDS, key=lambda vocabulary: len(known & vocabulary))
     hits = foreign & known
     if not hits and accented < 3:
@@ -153,3 +159,17 @@ def _latin(text: str) -> Language:
     if hits - _ENGLISH and accented and len(hits) + accented > english + 1 and english <= 1:
         return "other"
     return "other" if accented >= 3 and english == 0 and 3 * accented >= len(words) and len(words) >= 6 else "en"
+
+
+def _words(text: str) -> list[str]:
+    """The Latin words of a lower-case text."""
+    if _ACCENTED.search(beyond_ascii(text)):
+        return _WORD.findall(text)
+    return text.encode("ascii", "replace").translate(_NO_SMALL_LETTERS).decode("ascii").split()
+
+
+def _accented(text: str) -> int:
+    """How many different words of a lower-case text have accents."""
+    if not _ACCENTED.search(beyond_ascii(text)):
+        return 0
+    return len(set(_ACCENTED_WORD.findall(" ".join(word for word in text.split() if not word.isascii()))))

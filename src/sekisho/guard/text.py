@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from sekisho.guard.beyond_ascii import beyond_ascii
 from sekisho.guard.disguise import DISGUISES, ENCODINGS, Form, claims_encoding
 
 MAX_DEPTH = 3
@@ -39,8 +40,10 @@ _INVISIBLE = re.compile(_invisible() + "+")
 _MARKS = re.compile("[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")
 _ODD = re.compile(f"{_INVISIBLE.pattern[:-2]}{_MARKS.pattern[1:-2]}\U0001f130-\U0001f189]")
 _TAGS = re.compile("[\U000e0020-\U000e007e]+")
-_UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd\ue000-\uf8ff\ud800-\udfff\U000f0000-\U0010ffff]")
+_UNREADABLE = re.compile("[\x80-\x84\x86-\x9f\ufffd\ue000-\uf8ff\ud800-\udfff\U000f0000-\U0010ffff]")
+_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1C), 0x7F])
 _JAPANESE = "\u3041-\u30ff\u3400-\u9fff"
+_HAS_JAPANESE = re.compile(f"[{_JAPANESE}]")
 _JAPANESE_GAP = re.compile(f" (?=[{_JAPANESE}])(?<=[{_JAPANESE}] )")
 
 _LOOK_ALIKES = (  # pairs: the look-alike, then the Latin letter
@@ -109,19 +112,21 @@ def _form(text: str) -> Form:
             text = _INVISIBLE.sub("", text)
             folded = " ".join(text.lower().split())
         return Form(text, folded)
-    bare = text
+    bare, beyond = text, beyond_ascii(text)
     for _ in range(2):  # NFKC makes few invisible characters and marks anew
-        odd = _ODD.search(bare) is not None
-        if odd:
+        if _controls(bare) or _ODD.search(beyond):
             bare = _MARKS.sub("", _INVISIBLE.sub("", bare)).translate(_BADGES)
-        normal = unicodedata.is_normalized("NFKC", bare)
-        if normal:
+            beyond = beyond_ascii(bare)
+        if unicodedata.is_normalized("NFKC", beyond):  # what is left of marks joins nothing in ASCII
             break
         bare = unicodedata.normalize("NFKC", bare)
+        beyond = beyond_ascii(bare)
     folded = bare.casefold()
-    if _SUSPECT.search(folded):
+    if _SUSPECT.search(beyond.casefold()):
         folded = _fold_look_alikes(folded)
-    return Form(bare, _JAPANESE_GAP.sub("", " ".join(folded.split())))
+    folded = " ".join(folded.split())
+    japanese = _HAS_JAPANESE.search(beyond) is not None
+    return Form(bare, _JAPANESE_GAP.sub("", folded) if japanese else folded, japanese)
 
 
 def _fold_look_alikes(text: str) -> str:
@@ -148,8 +153,14 @@ def _unreadable(text: str, form: Form) -> bool:
     """Whether much of `text` is control bytes, private-use or replacement characters."""
     if text is form.bare and text.isascii():
         return False
-    count = len(_UNREADABLE.findall(text))
+    count = _controls(text) + len(_UNREADABLE.findall(beyond_ascii(text)))
     return count >= _OPAQUE_CHARS and count >= _OPAQUE_SHARE * len(text)
+
+
+def _controls(text: str) -> int:
+    """How many ASCII control characters that are not white space."""
+    data = text.encode("utf-8", "surrogatepass")
+    return len(data) - len(data.translate(None, _CONTROLS))
 
 
 def _budget_chars(text: str) -> int:
