@@ -20,7 +20,8 @@ from sekisho.gateway.routes import ROUTES
 if TYPE_CHECKING:
     from conftest import Target
 
-OPERATIONS = [(route.method, route.path) for route in ROUTES] + [("GET", "/"), ("GET", "/static/{name}")]
+PAGES = [("GET", "/"), ("GET", "/static/{name}"), ("GET", "/escalation/{ticket_id}")]
+OPERATIONS = [(route.method, route.path) for route in ROUTES] + PAGES
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 
 
@@ -56,7 +57,7 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
 
 
 def test_the_document_names_every_route(document: dict[str, Any]) -> None:
-    """Exactly the table of routes and the chat page, with a summary and a body for each POST that takes one."""
+    """Exactly the table of routes and the pages, with a summary and a body for each POST that takes one."""
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert named == set(OPERATIONS)
     for path, methods in document["paths"].items():

@@ -15,7 +15,7 @@ _ERROR = {
     "headers": {"x-error-id": {"schema": {"type": "string"}}, "x-request-id": {"schema": {"type": "string"}}},
     "content": {"application/json": {"schema": {"type": "object"}}},
 }
-_STREAMS = {"/v1/messages", "/v1/chat/completions", "/v1/completions", "/v1/responses"}
+_STREAMS = {"/v1/messages", "/v1/think", "/v1/chat/completions", "/v1/completions", "/v1/responses"}
 
 
 async def document(gateway: Gateway, call: Call) -> None:
@@ -43,7 +43,8 @@ def _document(routes: tuple[Route, ...]) -> bytes:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    media = "text/html" if route.path == "/" else "text/plain" if route.path == "/metrics" else "application/json"
+    html = route.path == "/" or (route.method, route.path) == ("GET", "/escalation/{ticket_id}")
+    media = "text/html" if html else "text/plain" if route.path == "/metrics" else "application/json"
     content: dict[str, Any] = {media: {}}
     if route.method == "POST" and route.path in _STREAMS:
         content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -128,8 +128,13 @@ _EMBEDDINGS = _object(
 )
 _OLLAMA_OPTIONS = _object([], temperature=_TEMPERATURE, num_predict=_COUNT, top_p=_UNIT, seed=_SEED)
 
+_ACTIONS = ["approve", "answer", "deny"]
+_WORDS: Schema = {"anyOf": [_TEXT, {"type": "null"}]}
+_DECISION: dict[str, Schema] = {"action": {"enum": _ACTIONS}, "answer": _WORDS, "reason": _WORDS}
+
 BODIES: dict[str, Schema] = {
     "/v1/chat/completions": _CHAT,
+    "/v1/think": _CHAT,
     "/v1/completions": _COMPLETIONS,
     "/v1/responses": _RESPONSES,
     "/v1/messages": _MESSAGES,
@@ -151,12 +156,25 @@ BODIES: dict[str, Schema] = {
     "/api/embed": _object(["model"], model=_MODEL, input={"anyOf": [_TEXT, _array(_TEXT)]}),
     "/api/embeddings": _object(["model"], model=_MODEL, prompt=_TEXT),
     "/api/show": _object(["model"], model=_MODEL),
+    "/v1/escalations/{ticket_id}/decision": {**_object(["action"], **_DECISION), "additionalProperties": False},
+    "/escalation/{ticket_id}": {
+        **_object(["token"], token=_TEXT, **{**_DECISION, "action": {"enum": ["look", *_ACTIONS]}}),
+        "additionalProperties": False,
+    },
 }
 
 QUERIES: dict[tuple[str, str], list[Schema]] = {
+    ("GET", "/v1/escalations"): [
+        {
+            "name": "state",
+            "in": "query",
+            "schema": {"enum": ["pending", "approved", "answered", "denied", "expired", "abandoned"]},
+        },
+        {"name": "after", "in": "query", "schema": _TEXT},
+    ],
     ("GET", "/v1/responses/{response_id}/input_items"): [
         {"name": "after", "in": "query", "schema": _TEXT},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}},
         {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
-    ]
+    ],
 }
