@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +14,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the har
 from e2e_harness import Launch, Sekisho
 
 from sekisho.engines import builtin
+
+
+def load_beside(folder: str) -> ModuleType:
+    """The fixtures of another folder of tests."""
+    source = Path(__file__).parents[1] / folder / "conftest.py"
+    spec = importlib.util.spec_from_file_location(f"{folder}_conftest", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -34,10 +46,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The settings' `path` of a model that every machine can run: the built-in one, else one with random weights."""
     if builtin.path().is_file():
         return "builtin"
-    source = Path(__file__).parents[1] / "engines" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("engines_conftest", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_beside("engines")
     return str(module.write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf"))
+
+
+_BROWSER = load_beside("console")
+chromium, open_page = _BROWSER.chromium, _BROWSER.open_page
