@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))  # the harness lives beside the gateway's tests
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_harness import FAKE, UNGUARDED, LiveGateway
+from gateway_harness import ALL, FAKE, UNGUARDED, LiveGateway
 
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
@@ -32,7 +32,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     ) -> LiveGateway:
         home = Home(tmp_path_factory.mktemp("home")).create()
         settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=guard)
-        live = LiveGateway(home, Plan(settings, workers or {})).start()
+        live = LiveGateway(home, Plan(settings, workers or {}), scopes=ALL | {"reasoning"}).start()
         started.append(live)
         return live
 

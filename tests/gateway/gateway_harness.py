@@ -31,11 +31,11 @@ class Closable(Protocol):
 class LiveGateway:
     """Started by the fixture `live`; stopped at the end of the test."""
 
-    def __init__(self, home: Home, plan: Plan, key: str | None = None) -> None:
+    def __init__(self, home: Home, plan: Plan, key: str | None = None, scopes: frozenset[str] = ALL) -> None:
         self.home = home
         self.plan = plan
         self.database = serve.database_url(home, plan.settings, {})
-        self.key = key or self.create_key(KeySpec(name="test", scopes=ALL))[1]
+        self.key = key or self.create_key(KeySpec(name="test", scopes=scopes))[1]
         self.gateway: Gateway
         self._server: uvicorn.Server
         self._loop: asyncio.AbstractEventLoop
