@@ -16,7 +16,7 @@ from sekisho.core.events import Batch, EventStream, Finished, TextDelta, ToolCal
 from sekisho.core.turn import Message, Sampling, Text, Tool, ToolChoice, Turn
 from sekisho.core.verdict import Finding
 from sekisho.gateway.checkpoint import Checkpoint
-from sekisho.gateway.passing import Passing, request_hash
+from sekisho.gateway.passing import Passing, request_hash, settle
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.judge import Judge
 from sekisho.guard.text import View
@@ -96,7 +96,7 @@ async def test_a_wait_that_is_broken_off_at_the_very_end_loses_no_outcome(
     cleaning = asyncio.Event()
 
     async def for_ever(self: Passing, text: str) -> str:
-        if self.question:
+        if self.question and not cleaning.is_set():
             cleaning.set()
             await asyncio.Event().wait()
         return text
@@ -128,3 +128,27 @@ def test_a_request_is_named_by_all_that_the_engine_reads(book: Book) -> None:
     names = [request_hash(one, book) for one in others]
     assert len({plain, *names}) == len(others) + 1
     assert request_hash(turn(sampling=Sampling(temperature=0.3, max_tokens=5), stream=True), book) == plain
+
+
+async def test_the_outcome_of_who_left_is_waited_for(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stops closes its book behind the last outcome, however long that is being cleaned."""
+    clean = Passing.clean
+
+    async def slow(self: Passing, text: str) -> str:
+        if self.question:
+            await asyncio.sleep(0.2)
+        return await clean(self, text)
+
+    monkeypatch.setattr(Passing, "clean", slow)
+
+    async def generate(_: Turn) -> EventStream:
+        yield [TextDelta("x" * 600)]
+        await asyncio.Event().wait()
+
+    events = Checkpoint(GuardConfig(), Judge(NoRules, None), lambda: book).stage(turn(), generate)
+    await anext(events)
+    await events.aclose()
+    assert outcomes(book) == []
+    await settle()
+    (outcome,) = outcomes(book)
+    assert outcome.status == "cancelled"

@@ -14,6 +14,7 @@ from sekisho.core.turn import Turn
 from sekisho.engines.config import Thinking
 from sekisho.gateway.bookkeeper import Bookkeeper
 from sekisho.gateway.checkpoint import Checkpoint
+from sekisho.gateway.passing import settle
 from sekisho.gateway.people import DeskOnTheRoad, into_book
 from sekisho.gateway.seal import Sealer
 from sekisho.guard.assembly import build_judge
@@ -48,8 +49,8 @@ class Guarding:
         audit_folder, secrets, team_folder = folders
         self.config = config
         self.keeper = Bookkeeper(audit_folder, secrets, audit)
-        self._switch = EmergencySwitch(emergency_file(team_folder), on_change=self._changed)
         self._notes: set[asyncio.Task[None]] = set()
+        self._switch = EmergencySwitch(emergency_file(team_folder), on_change=self._changed)
         self._store: Callable[[], Store] = _no_store
         self._run: Handler = _no_engine
         notifier = (
@@ -123,6 +124,7 @@ class Guarding:
 
     async def stop(self) -> None:
         await self.desk.close()
+        await settle()
         await self.keeper.close()
 
 

@@ -147,6 +147,12 @@ class Passing:
 _LEFT: set[asyncio.Task[Receipt]] = set()
 
 
+async def settle() -> None:
+    """Waits until the outcomes of those who left are written; before the book is closed."""
+    here = asyncio.get_running_loop()
+    await asyncio.gather(*(task for task in _LEFT if task.get_loop() is here), return_exceptions=True)
+
+
 def _tell(task: asyncio.Task[Receipt]) -> None:
     _LEFT.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
