@@ -23,6 +23,7 @@ const TEXTS = {
     noToken: "This link is not complete. Open it as it stands in the message that you got.",
     needsWords: "Write the answer first.",
     approved: "Approved. The model answers now.",
+    approvedTicket: "Approved. The request passes once when it is asked again.",
     answered: "Your answer was handed over.",
     denied: "Refused. Whoever asked is told.",
     offline: "The server does not answer. Nothing was decided; try again.",
@@ -48,6 +49,7 @@ const TEXTS = {
     noToken: "リンクが不完全です。届いたメッセージのリンクをそのまま開いてください。",
     needsWords: "先に回答を入力してください。",
     approved: "承認しました。モデルが回答します。",
+    approvedTicket: "承認しました。同じ依頼がもう一度送られたとき、一度だけ通ります。",
     answered: "あなたの回答を依頼者に渡しました。",
     denied: "お断りしました。依頼者に伝えられます。",
     offline: "サーバーが応答しません。まだ何も決まっていません。もう一度お試しください。",
@@ -128,7 +130,7 @@ async function decide(action) {
   try {
     const decided = await ask(action, words);
     element("decision").hidden = true;
-    tell(decided.state);
+    tell(decided.state === "approved" && decided.behaviour === "ticket" ? "approvedTicket" : decided.state);
   } catch (error) {
     for (const button of buttons) button.disabled = false;
     tell(error instanceof TypeError ? "offline" : error.message, true);
