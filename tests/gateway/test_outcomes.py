@@ -142,7 +142,8 @@ async def test_the_outcome_of_who_left_is_waited_for(book: Book, monkeypatch: py
     monkeypatch.setattr(Passing, "clean", slow)
 
     async def generate(_: Turn) -> EventStream:
-        yield [TextDelta("x" * 600)]
+        for letter in "xyz":
+            yield [TextDelta(letter * 600)]
         await asyncio.Event().wait()
 
     events = Checkpoint(GuardConfig(), Judge(NoRules, None), lambda: book).stage(turn(), generate)
