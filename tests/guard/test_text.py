@@ -212,3 +212,24 @@ def test_base64_of_words_is_read(words: str) -> None:
 def test_entities_in_entities_are_read() -> None:
     """Each layer may be another encoding."""
     assert BOMB in read(html.escape("".join(f"&#{ord(letter)};" for letter in BOMB)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen3Guard v1 and sqlite3 on python3, F1 of S3",
+        "@property and @app.get, mail hanako@example.co.jp or git@host.example",
+        "| up|down|status | safe|unsafe |",
+        "f'{name!r} costs 0usd'",
+        r"re.compile('[\x7f-\x9f\u034f]')",
+    ],
+)
+def test_names_and_signs_of_manuals_are_no_disguise(text: str) -> None:
+    """Versions, decorators, addresses, alternatives and escapes are read once: a page of them is no disguise."""
+    assert "leet" not in {name for view in views(text) for name in view.via}
+
+
+@pytest.mark.parametrize("text", ["@ttack the school", "h@ck her phone", "exp|osive", "0verdose and kil1"])
+def test_known_words_are_found_in_the_same_signs(text: str) -> None:
+    """The same shapes with a word behind them that is worth hiding."""
+    assert any("leet" in view.via for view in views(text))

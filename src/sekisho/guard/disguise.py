@@ -16,7 +16,7 @@ from itertools import islice
 from urllib.parse import unquote_to_bytes
 
 from sekisho.guard.beyond_ascii import beyond_ascii
-from sekisho.guard.segment import segment
+from sekisho.guard.segment import begins_word, segment
 
 
 class Form:
@@ -92,6 +92,8 @@ _MARKED_JAPANESE = re.compile(rf"(?:[.\-_*·•|/~+=][.\-_*·•|/~+=]{{0,2}}+|�
 _JAPANESE_LETTER = re.compile(f"[{_CJK}]")
 _LEET_WORD = re.compile(rb"(?<![a0])(?:a+0{1,3}a[a0]*|a+0(?![a0])|0{1,2}a{3,}[a0]*)")
 _LEET_HINTS = (b"a0a", b"a00a", b"a000a", b" 0aaa", b" 00aaa")
+_SURE_LEET = re.compile("[A-Za-z]+[0134578]{1,3}(?:[a-z][A-Za-z0134578@$!|]*|[A-Z][A-Z0134578@$!|]*)")
+_LEET_SHORT = frozenset({"t0", "d0", "g0", "n0", "s0"})
 _LEET = str.maketrans("013457@8$!|", "oieastabsil")
 _LEET_L = str.maketrans("013457@8$!|", "oleastabsll")
 
@@ -155,6 +157,8 @@ def leet(form: Form) -> Iterator[tuple[str, str]]:
         for start, end in (match.span() for match in _LEET_WORD.finditer(form.signs))
         if end - start <= _LONGEST_LEET_WORD and bare[end - 2] not in "!|" and bare[start - 1] != "$"
     ]
+    if not any(_means_a_word(form, start, end) for start, end in spans):
+        return
     for table in (_LEET, _LEET_L):
         pieces, done = [], 0
         for start, end in spans:
@@ -162,6 +166,17 @@ def leet(form: Form) -> Iterator[tuple[str, str]]:
             done = end - 1
         if pieces:
             yield "leet", "".join([*pieces, bare[done:]])
+
+
+def _means_a_word(form: Form, start: int, end: int) -> bool:
+    """Whether a word with signs for letters is a disguise. `b0mb` is; `v1`, `Qwen3Guard`, `@property`, `user@host`,
+    `a|b` and `\\x7f` are that only where a word comes out that such a text is known to hide."""
+    word = form.bare[start - 1 : end - 1]
+    sure = _SURE_LEET.fullmatch(word) is not None and form.bare[start - 2 : start - 1] != "\\"
+    if sure or word.lower() in _LEET_SHORT:
+        return True
+    sign = form.signs.find(b"0", start) - start
+    return any(begins_word(word.lower().translate(table), sign) for table in (_LEET, _LEET_L))
 
 
 def accents(form: Form) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,16 @@ _WORDS_LIST = (
     "dose chest pain salary mail email message site website server computer code out up down if so them"
 )
 _WORDS = frozenset(_WORDS_LIST.split())
+_HIDDEN_LIST = (  # further words that are worth hiding
+    "abuse ammo ammonium amphetamine anal arsenic arson assassin assault ass bestiality bitch blackmail blade bleach "
+    "botulinum bribe burglar carfentanil chlor counterfeit crack crime cyanide ddos dealer destroy detonat dox drown "
+    "dynamite ecstasy escape evade execut exploit explod explosi extort fentanyl firearm genocid ghb groom hate heist "
+    "hitman incest inject isis jihad ketamine kidnap kiddie knife knive lsd lynch machete massacre mdma mine missile "
+    "mutilat nazi nitro opium paedo pedo penis pistol piss phish propaganda prostitut pussy racis ransom rape rapis "
+    "revenge rifle rob rohypnol sabotage shank shoot shot slave slit smuggl stab strangl swat tase terror thermite "
+    "threat tnt tortur toxic toxin traffic trojan uranium venom victim violen whore worm xanax take please bypass"
+)
+_HIDDEN = _WORDS.union(_HIDDEN_LIST.split())
 
 
 def segment(run: str) -> str:
@@ -42,6 +52,12 @@ def segment(run: str) -> str:
         pieces.append(run[start:end])
         end = start
     return _glue(reversed(pieces))
+
+
+def begins_word(letters: str, beyond: int) -> bool:
+    """Whether letters begin with a word of the vocabulary, of three letters or more, that ends beyond that place."""
+    ends = range(max(3, beyond + 1), min(len(letters), _LONGEST_WORD) + 1)
+    return any(letters[:end] in _HIDDEN for end in ends)
 
 
 def _glue(pieces: "reversed[str]") -> str:
