@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from sekisho.audit.records import OutcomeRecord, VerdictRecord
 from sekisho.core.events import Batch, EventStream, Finished, TextDelta, ToolCallDelta
 from sekisho.core.turn import Message, Sampling, Text, Tool, ToolChoice, Turn
 from sekisho.core.verdict import Finding
+from sekisho.gateway import passing
 from sekisho.gateway.checkpoint import Checkpoint
 from sekisho.gateway.passing import Passing, request_hash, settle
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.judge import Judge
+from sekisho.guard.personal import Pseudonyms, Redacted, redact
 from sekisho.guard.text import View
 
 SECRET = "hanako.yamada@example.com, 4111 1111 1111 1111"
@@ -153,3 +156,18 @@ async def test_the_outcome_of_who_left_is_waited_for(book: Book, monkeypatch: py
     await settle()
     (outcome,) = outcomes(book)
     assert outcome.status == "cancelled"
+
+
+async def test_a_long_table_does_not_stop_the_others(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of numbers takes a tenth of a second to judge and to clean: beside the event loop, not in it."""
+    places: list[threading.Thread] = []
+
+    def noted(text: str, pseudonyms: Pseudonyms | None = None) -> Redacted:
+        places.append(threading.current_thread())
+        return redact(text, pseudonyms)
+
+    monkeypatch.setattr(passing, "redact", noted)
+    table = Turn("chatcmpl-2", "chat", "m", messages=(Message("user", (Text("1-" * 3_000),)),))
+    await run(book, table, [[TextDelta("1 " * 3_000)], [Finished("stop")]])
+    assert len(places) == 2
+    assert threading.current_thread() not in places

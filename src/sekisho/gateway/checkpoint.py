@@ -44,7 +44,7 @@ log = logging.getLogger("sekisho.gateway.checkpoint")
 
 _LINEAR: Final[frozenset[DecidedBy]] = frozenset({"classifier", "band"})
 _STARTS: Final[dict[Thinking, Start]] = {"opened": "thought", "unknown": "unknown"}
-_THREAD_CHARS = 40_000  # longer texts are judged and redacted beside the event loop
+_THREAD_CHARS = 8_000  # longer texts are judged beside the event loop, and within the deadline
 
 
 OnVerdict = Callable[[str, Verdict, float | None], None]  # stage, verdict, seconds that the judging took
