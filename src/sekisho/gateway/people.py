@@ -13,7 +13,7 @@ from sekisho.guard.desk import Desk
 from sekisho.guard.desk_config import behaviour_of
 from sekisho.guard.desk_records import Case, DeskEvent, OnEvent
 from sekisho.guard.personal import redact
-from sekisho.store.escalations import Behaviour
+from sekisho.store.escalations import Behaviour, Ticket
 
 log = logging.getLogger("sekisho.gateway.people")
 
@@ -39,7 +39,7 @@ class DeskOnTheRoad:
         if self._config.test_mode:
             behaviour = "ticket"
         ticket = await self._desk.left_behind(held.request_hash, key_id) if behaviour == "hold" else None
-        ticket = ticket or await self._desk.open(self._case(held, key_id, behaviour))
+        ticket = ticket or await self._open(self._case(held, key_id, behaviour))
         if behaviour == "ticket":
             return Ruling("waiting", ticket.id)
         try:
@@ -49,6 +49,17 @@ class DeskOnTheRoad:
                 await self._give_up(ticket.id)
             raise
         return Ruling(outcome.state, ticket.id, outcome.ticket.answer, outcome.ticket.reason)
+
+    async def _open(self, case: Case) -> Ticket:
+        """A caller who leaves while the ticket is being made leaves none behind that people would be called for."""
+        opening = asyncio.ensure_future(self._desk.open(case))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening})
+            if case.behaviour == "hold" and not self.stopping and opening.exception() is None:
+                await self._give_up(opening.result().id)
+            raise
 
     def _case(self, held: Held, key_id: str, behaviour: Behaviour) -> Case:
         turn, caller = held.turn, held.turn.caller
