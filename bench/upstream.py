@@ -1,8 +1,8 @@
 """A canned chat engine, cheap enough not to be what a gateway benchmark measures.
 
 Answers `POST /v1/chat/completions`. The last user message says how: `whole` (one JSON answer with usage), `whole after
-N ms`, or `stream N chunks every M ms` (M = 0: one chunk a loop turn, as fast as the reader takes them). The order travels
-in the message because that is the one field every proxy hands on unchanged.
+N ms`, or `stream N chunks every M ms` (M = 0: one chunk a loop turn, as fast as the reader takes them). The order
+travels in the message because that is the one field every proxy hands on unchanged.
 """
 
 import argparse
