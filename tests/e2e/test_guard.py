@@ -164,10 +164,10 @@ async def test_people_decide(launch: Launch, small_model: str) -> None:
         sekisho = guarded(launch, small_model, port, 120.0)
         await asyncio.to_thread(sekisho.up)
         for surface in SURFACES:
-            said, reason = await asyncio.to_thread(ask, sekisho, surface, f"{ALLOWED} {next(notes)}")
+            said, reason = await asyncio.to_thread(ask, sekisho, surface, ALLOWED)
             assert (bool(said), reason in ("stop", "length")) == (True, True), (surface, said, reason)
-            said, reason = await asyncio.to_thread(ask, sekisho, surface, REFUSED)
-            assert ("was refused" in said, reason) == (True, "content_filter"), surface
+            said, reason = await asyncio.to_thread(ask, sekisho, surface, f"{REFUSED} {next(notes)}")
+            assert (any(word in said for word in ("refused", "お断り")), reason) == (True, "content_filter"), said
             said, reason = await asyncio.to_thread(ask, sekisho, surface, f"reason:{THOUGHT} hello", "fake")
             assert (THOUGHT in said, reason) == (False, "stop"), surface
 
