@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--per-core", type=int, default=3, help="alternatives of a hand-written line that are used")
     parser.add_argument("--variants", type=int, default=1, help="of each alternative, with context and style")
     parser.add_argument("--penalty", type=float, default=1e-5)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--alpha", type=float, default=bands.ALPHA)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--alpha", type=float, default=0.04)
     plan = parser.parse_args()
     STATE.mkdir(parents=True, exist_ok=True)
     cores = compose.cores()
@@ -49,10 +49,12 @@ def main() -> None:
     folds = np.array([compose.fold(families[row.core], FOLDS) for row in rows])
     write(STATE / "rows.jsonl", [asdict(row) | {"fold": int(fold)} for row, fold in zip(rows, folds, strict=True)])
     print(f"{len(cores)} hand-written requests, {len(rows)} rows, {len(held_out)} held out", flush=True)
-    calibration = out_of_family(rows, folds, plan)
-    band = bands.band_of(calibration, plan.alpha)
+    scored = list(zip(rows, out_of_family(rows, folds, plan), strict=True))
+    short = [point for row, point in scored if train.everyday(row)]
+    others = [point for row, point in scored if not train.everyday(row)]
+    band = bands.band_of([point for _, point in scored], plan.alpha)
     table, scale, bias = trained(rows, np.arange(len(rows)), plan)
-    card = card_of(plan, cores, rows, calibration, band)
+    card = card_of(plan, cores, rows, (others, short), band)
     save(PACKAGED, table, scale, bias, card, band)
     print(f"{PACKAGED.name}: {PACKAGED.stat().st_size} bytes, version {Classifier.load(PACKAGED).version}", flush=True)
 
@@ -74,38 +76,37 @@ def trained(
     rare = train.rarity(matrix)[columns]
     narrow = train.scaled(matrix[:, columns], rare)
     decide, decide_bias = train.fit(narrow, decisions, len(DECISIONS), weights, plan.penalty, plan.rounds)
-    name, name_bias = train.fit(narrow, categories, len(CATEGORIES), weights, plan.penalty, plan.rounds // 2)
+    harmful = np.flatnonzero(decisions != DECISIONS.index("allow"))  # what is allowed has no category to be named
+    name, name_bias = train.fit(
+        narrow[harmful], categories[harmful], len(CATEGORIES), weights[harmful], plan.penalty, plan.rounds // 2
+    )
     table, scale = train.quantised(columns, np.hstack([decide, name]) * rare[:, None])
     return table, scale, np.concatenate([decide_bias, name_bias]).astype(np.float32)
 
 
 def out_of_family(rows: list[compose.Row], folds: np.ndarray, plan: argparse.Namespace) -> list[bands.Point]:
-    """Every row scored by a model that has seen nothing of its family."""
-    points: list[bands.Point] = []
+    """Every row scored by a model that has seen nothing of its family, in the order of the rows."""
+    points: dict[int, bands.Point] = {}
     for fold in range(FOLDS):
         table, scale, bias = trained(rows, np.flatnonzero(folds != fold), plan)
         classifier = Classifier(table, scale, bias, {})
         for place in np.flatnonzero(folds == fold):
             text = plain(rows[place].text)
             language = language_of(text)
-            points.append(bands.Point(language, rows[place].decision, classifier.scores(text, language)))
+            points[place] = bands.Point(language, rows[place].decision, classifier.scores(text, language))
         print(f"fold {fold + 1} of {FOLDS}", flush=True)
-    return points
+    return [points[place] for place in range(len(rows))]
 
 
 def card_of(
     plan: argparse.Namespace,
     cores: list[compose.Core],
     rows: list[compose.Row],
-    points: list[bands.Point],
+    points: tuple[list[bands.Point], list[bands.Point]],
     band: bands.Band,
 ) -> dict[str, object]:
-    """Everything there is to know about the file. `out_of_family`: what the thresholds do on the calibration rows."""
-    outcomes: dict[str, dict[str, int]] = {}
-    for point in points:
-        decided = band.decide(point.scores, point.language).decision
-        named = outcomes.setdefault(f"{point.language}: {point.decision} became", {})
-        named[decided] = named.get(decided, 0) + 1
+    """Everything there is to know about the file. `points`: the calibration rows without the
+    short everyday ones, and these; `out_of_family`: what the thresholds do on the former, `everyday` on the latter."""
     return {
         "name": "sekisho-guard-linear",
         "purpose": "triage of requests before a person or a guard model; no guard model by itself",
@@ -119,8 +120,19 @@ def card_of(
         "families": len({core.family for core in cores}),
         "rows": dict(sorted(Counter(f"{row.lang} {row.decision} {row.category}" for row in rows).items())),
         "calibration": f"{FOLDS} folds; every row is scored by a model that saw nothing of its family",
-        "out_of_family": dict(sorted(outcomes.items())),
+        "rounds": plan.rounds,
+        "out_of_family": outcomes(points[0], band),
+        "everyday": outcomes(points[1], band),
     }
+
+
+def outcomes(points: list[bands.Point], band: bands.Band) -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {}
+    for point in points:
+        decided = band.decide(point.scores, point.language).decision
+        named = counted.setdefault(f"{point.language}: {point.decision} became", {})
+        named[decided] = named.get(decided, 0) + 1
+    return dict(sorted(counted.items()))
 
 
 def save(

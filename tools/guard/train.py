@@ -15,6 +15,13 @@ from sekisho.guard import grams
 from sekisho.guard.classifier import CATEGORIES, HEADS
 from sekisho.guard.text import plain
 
+EVERYDAY_SHARE = 0.5  # how much a line of everyday.txt counts against one of the others, which are harder to tell apart
+
+
+def everyday(row: Any) -> bool:
+    """Whether a row is of the short everyday requests or their harmful contrast (`everyday.txt`)."""
+    return "-everyday-" in row.family
+
 
 def features(texts: Sequence[str]) -> csr_matrix:
     """(texts, BUCKETS): how often each part occurs, over the root of how many parts there are."""
@@ -106,9 +113,10 @@ def labels(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_weights(rows: Sequence[Any]) -> np.ndarray:
-    """A core with many rows counts as the root of their number; every decision of every language weighs the same."""
+    """A core with many rows counts as the root of their number, a short everyday one half of that; every decision of
+    every language weighs the same."""
     of_core = Counter(row.core for row in rows)
-    weights = np.array([of_core[row.core] ** -0.5 for row in rows])
+    weights = np.array([of_core[row.core] ** -0.5 * (EVERYDAY_SHARE if everyday(row) else 1) for row in rows])
     groups: dict[tuple[str, str], list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault((row.lang, row.decision), []).append(place)
