@@ -89,7 +89,7 @@ def _worker_command(model: Path | None, port: int) -> list[str]:
     return [sys.executable, "-m", "sekisho.engines.llama_worker", "--config", text, "--port", str(port)]
 
 
-def main(rounds: int, quick: bool, model: Path | None) -> dict[str, object]:
+def main(rounds: int, quick: bool, model: Path | None, guard: str) -> dict[str, object]:
     """Measures and prints; returns every block. Raises CannotRun when worker or gateway do not start."""
     with tempfile.TemporaryDirectory(prefix="sekisho-bench-") as name:
         folder = Path(name)
@@ -98,7 +98,11 @@ def main(rounds: int, quick: bool, model: Path | None) -> dict[str, object]:
         worker_log, gateway_log = folder / "worker.log", folder / "gateway.log"
         worker_key = folder / "worker-key"
         worker_key.write_text(direct.key)
-        command = [*gateway_command(Site(gateway.port, direct.port, folder)), "--upstream-key-file", str(worker_key)]
+        command = [
+            *gateway_command(Site(gateway.port, direct.port, folder), guard),
+            "--upstream-key-file",
+            str(worker_key),
+        ]
         environment = {"SEKISHO_WORKER_KEY": direct.key}
         with spawned(_worker_command(model, direct.port), worker_log, environment) as worker:
             wait_until_ready(worker, direct, worker_log, 120)

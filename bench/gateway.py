@@ -143,13 +143,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", action="store_true", help="tokens/s through the gateway against the engine alone")
     parser.add_argument("--model", type=Path, help="with --engine: a GGUF file instead of the built-in model")
+    parser.add_argument("--guard", choices=["off", "basic"], default="basic", help="with --engine: judging or not")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     if unknown := [name for name in names if name not in CANDIDATES]:
         parser.error(f"unknown candidate {', '.join(unknown)}; there are {', '.join(CANDIDATES)}")
     if arguments.engine:
         try:
-            save("engine.json", lambda: engine_speed.main(arguments.rounds, arguments.quick, arguments.model))
+            save(
+                "engine.json",
+                lambda: engine_speed.main(arguments.rounds, arguments.quick, arguments.model, arguments.guard),
+            )
         except CannotRun as reason:
             sys.exit(f"cannot measure: {reason}")
         return

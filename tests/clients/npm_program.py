@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 BUILD = Path(__file__).parents[2] / "build"
-INSTALL_TIMEOUT_S = 600
+INSTALL_TIMEOUT_S = 240
+TRIES = 2  # a registry that stops in the middle of a file answers the next time
 
 
 def npm_program(package: str, program: str, folder: str) -> Path:
@@ -20,8 +21,15 @@ def npm_program(package: str, program: str, folder: str) -> Path:
     if npm is None:
         pytest.skip(f"npm is not installed, so {package} cannot be")
     prefix.mkdir(parents=True, exist_ok=True)
-    command = [npm, "install", "--prefix", str(prefix), "--no-audit", "--no-fund", package]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
-    if done.returncode != 0 or not found.exists():
-        pytest.skip(f"npm could not install {package}: {done.stderr.strip()[-300:]}")
-    return found
+    command = [npm, "install", "--prefix", str(prefix), "--no-audit", "--no-fund", "--fetch-timeout=60000", package]
+    why = ""
+    for _ in range(TRIES):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            why = f"no end after {INSTALL_TIMEOUT_S} s"
+            continue
+        if done.returncode == 0 and found.exists():
+            return found
+        why = done.stderr.strip()[-300:]
+    pytest.skip(f"npm could not install {package}: {why}")

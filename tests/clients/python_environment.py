@@ -21,7 +21,10 @@ def python_environment(folder: str, *packages: str) -> Path:
         [sys.executable, "-m", "venv", str(place)],
         [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
     ):
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"{' '.join(packages)} cannot be installed: no end after {INSTALL_TIMEOUT_S} s")
         if ran.returncode != 0:
             pytest.skip(f"{' '.join(packages)} cannot be installed: {ran.stderr.strip()[-300:]}")
     done.write_text(wanted)
