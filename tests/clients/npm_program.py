@@ -9,6 +9,7 @@ import pytest
 BUILD = Path(__file__).parents[2] / "build"
 INSTALL_TIMEOUT_S = 240
 TRIES = 2  # a registry that stops in the middle of a file answers the next time
+_missing: dict[str, str] = {}  # why a package could not be had: asked once a run
 
 
 def npm_program(package: str, program: str, folder: str) -> Path:
@@ -20,6 +21,8 @@ def npm_program(package: str, program: str, folder: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip(f"npm is not installed, so {package} cannot be")
+    if package in _missing:
+        pytest.skip(_missing[package])
     prefix.mkdir(parents=True, exist_ok=True)
     command = [npm, "install", "--prefix", str(prefix), "--no-audit", "--no-fund", "--fetch-timeout=60000", package]
     why = ""
@@ -32,4 +35,5 @@ def npm_program(package: str, program: str, folder: str) -> Path:
         if done.returncode == 0 and found.exists():
             return found
         why = done.stderr.strip()[-300:]
-    pytest.skip(f"npm could not install {package}: {why}")
+    _missing[package] = f"npm could not install {package}: {why}"
+    pytest.skip(_missing[package])
