@@ -17,6 +17,8 @@ TOOL = {
 
 
 def ask(model: str, base: str, messages: list, **more: object) -> object:
+    # Its Messages provider asks for 128,000 tokens where nobody says how many, which no small model's context holds.
+    more.setdefault("max_tokens", 1000)
     return litellm.completion(model=model, api_base=base, api_key=key, messages=messages, num_retries=0, **more)
 
 
