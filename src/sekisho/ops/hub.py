@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 import shutil
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from sekisho.core.file_lock import try_lock
 from sekisho.ops.home import write_atomically
 from sekisho.ops.hub_listing import (
     AccessDenied,
@@ -29,9 +29,6 @@ from sekisho.ops.hub_listing import (
     WrongContent,
     parse_tree,
 )
-
-if sys.platform != "win32":
-    import fcntl
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CHUNK_BYTES = 1 << 20
@@ -341,11 +338,8 @@ def _disk_trouble(error: OSError, folder: Path) -> HubError:
 
 @contextmanager
 def _only_one(part: Path) -> Iterator[None]:
-    """Holds a lock on the part, so that two processes do not write into it. Windows forbids the second one itself."""
+    """Holds a lock on the part, so that two processes do not write into it."""
     with part.open("ab") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise HubTrouble(f"another process is fetching {part.name.removesuffix('.part')}") from error
+        if not try_lock(file.fileno()):
+            raise HubTrouble(f"another process is fetching {part.name.removesuffix('.part')}")
         yield

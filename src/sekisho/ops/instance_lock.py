@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from sekisho.core.file_lock import try_lock
+
 
 class AlreadyRunning(Exception):
     """Another supervisor holds this home. `pid` is its process id where it could be read."""
@@ -25,12 +27,10 @@ class InstanceLock:
         """Raises `AlreadyRunning` at once when somebody else holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _lock(descriptor)
-        except OSError:
+        if not try_lock(descriptor):
             told = os.pread(descriptor, 32, 0) if sys.platform != "win32" else b""
             os.close(descriptor)
-            raise AlreadyRunning(self.path, int(told) if told.strip().isdigit() else None) from None
+            raise AlreadyRunning(self.path, int(told) if told.strip().isdigit() else None)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         self._descriptor = descriptor
@@ -40,15 +40,3 @@ class InstanceLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

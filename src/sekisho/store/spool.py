@@ -25,7 +25,7 @@ from typing import Protocol
 import msgspec
 
 from sekisho.core.errors import StoreUnavailable
-from sekisho.store.locks import try_lock
+from sekisho.core.file_lock import try_lock
 from sekisho.store.usage import UsageRecord, storable
 
 log = logging.getLogger("sekisho.store.spool")
