@@ -4,10 +4,9 @@ from sekisho.core.events import Batch, Finished, RefusalDelta, TextDelta, Usage
 from sekisho.core.verdict import Verdict
 
 _REFUSED = (
-    "{why} Reference: {id}",
-    "{why} 参照番号: {id}",
+    "This request was refused. {why} Reference: {id}",
+    "このリクエストはお断りしました。{why} 参照番号: {id}",
 )
-_NO = ("refused", "お断り")  # a rationale that says no by itself
 _STOPPED = (
     "\n\n[The answer was stopped here. {why} Reference: {id}]",
     "\n\n[回答はここで止められました。{why} 参照番号: {id}]",
@@ -28,10 +27,7 @@ _EXPIRED = (
 
 
 def refused(verdict: Verdict, reference: str) -> str:
-    why = verdict.rationale
-    if not any(word in why for word in _NO):
-        why = f"{('This request was refused.', 'このリクエストはお断りしました。')[_japanese(verdict)]} {why}"
-    return _REFUSED[_japanese(verdict)].format(why=why, id=reference)
+    return _REFUSED[_japanese(verdict)].format(why=verdict.rationale, id=reference)
 
 
 def stopped(verdict: Verdict, reference: str) -> str:

@@ -41,8 +41,8 @@ def rationale(decision: Decision, category: Category, decided_by: DecidedBy, lan
         return "This text is in a language or form that cannot be judged here, so a person must decide."
     if decided_by == "failure":
         if japanese:
-            return "判定ができなかったため、お断りしました。"
-        return "It could not be judged, so it was refused."
+            return "判定ができませんでした。"
+        return "It could not be judged."
     if decision == "allow":
         return "問題は見つかりませんでした。" if japanese else "Nothing was found that speaks against it."
     if decision == "escalate":
@@ -50,5 +50,5 @@ def rationale(decision: Decision, category: Category, decided_by: DecidedBy, lan
             return f"{subject}のため、人の判断が必要です({source})。"
         return f"It touches {subject}, so a person must decide ({source})."
     if japanese:
-        return f"{subject}のため、お断りしました({source})。"
-    return f"This was refused because it concerns {subject} ({source})."
+        return f"理由は{subject}です({source})。"
+    return f"It concerns {subject} ({source})."
