@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sekisho.cli.app import app
 from sekisho.gateway import page
-from sekisho.gateway.app import Route
 from sekisho.gateway.config import GatewayConfig
 from sekisho.gateway.metrics import Metrics
+from sekisho.gateway.router import Route
 from sekisho.gateway.routes import ROUTES
 from sekisho.ops.home import Home
 from sekisho.serve import Plan

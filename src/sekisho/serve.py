@@ -245,10 +245,11 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
     from sekisho.console.assets import SECURITY_HEADERS, asset
     from sekisho.engines import registry
     from sekisho.gateway import page
-    from sekisho.gateway.app import Gateway, Router
+    from sekisho.gateway.app import Gateway
     from sekisho.gateway.guarding import Guarding
     from sekisho.gateway.queue import FairQueue
     from sekisho.gateway.roster import Entry, Roster
+    from sekisho.gateway.router import Router
     from sekisho.gateway.routes import ROUTES
     from sekisho.gateway.seal import Sealer, load_or_create_key
     from sekisho.store import Store, UsageSpool

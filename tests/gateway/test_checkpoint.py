@@ -43,6 +43,7 @@ ANSWER: list[Batch] = [[Started("m")], [TextDelta("Hello"), TextDelta(" there.")
 
 class WordRules:
     version = "r1"
+    rules = ()
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         found = [(word, *WORDS[word]) for view in views for word in WORDS if word in view.text]
@@ -51,6 +52,7 @@ class WordRules:
 
 class BrokenRules:
     version = "r0"
+    rules = ()
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         raise RuntimeError("a rule broke")

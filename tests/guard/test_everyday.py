@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from sekisho.gateway.checkpoint import softened
 from sekisho.guard.assembly import build_judge
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.judge import Judge
 from sekisho.guard.language import language
 from sekisho.guard.linear import LinearModel
 from sekisho.guard.text import plain
+from sekisho.guard.triage import softened
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = 0.95

@@ -26,6 +26,7 @@ class WordRules:
 
     def __init__(self, words: dict[str, tuple[Category, Decision]] = WORDS, version: str = "r1") -> None:
         self.words = words
+        self.rules = ()
         self.version = version
         self.calls = 0
 

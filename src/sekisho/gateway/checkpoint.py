@@ -26,7 +26,7 @@ from sekisho.core.events import (
     Handler,
 )
 from sekisho.core.turn import Message, Text, Turn
-from sekisho.core.verdict import Category, DecidedBy, Decision, Finding, Severity, Verdict, graver
+from sekisho.core.verdict import Category, Finding, Verdict
 from sekisho.engines.config import Thinking
 from sekisho.gateway import told
 from sekisho.gateway.passing import Passing, choices_of, request_hash, user_of
@@ -38,11 +38,11 @@ from sekisho.guard.passages import shown, size_chars
 from sekisho.guard.rationale import rationale
 from sekisho.guard.separator import Start
 from sekisho.guard.thinking import Seal, ThinkingFilter, ThinkingOptions
+from sekisho.guard.triage import LINEAR, resolved, softened
 from sekisho.wire import think
 
 log = logging.getLogger("sekisho.gateway.checkpoint")
 
-_LINEAR: Final[frozenset[DecidedBy]] = frozenset({"classifier", "band"})
 _STARTS: Final[dict[Thinking, Start]] = {"opened": "thought", "unknown": "unknown"}
 _THREAD_CHARS = 8_000  # longer texts are judged beside the event loop, and within the deadline
 
@@ -146,7 +146,7 @@ class Checkpoint:
             return _failure("guard-failed", self._judge)
         if self._guard_model is not None:
             verdict = await self._with_model(turn, verdict, self._guard_model)
-        if verdict.decided_by in _LINEAR and self._config.lets_unsure_pass(mode):
+        if verdict.decided_by in LINEAR and self._config.lets_unsure_pass(mode):
             verdict = softened(verdict)
         if mode == "emergency" and verdict.decision == "allow" and not self._passes_in_emergency(turn):
             shown = "ja" if verdict.language in ("ja", "mixed") else "en"
@@ -316,26 +316,6 @@ class Checkpoint:
         await passing.book.append(msgspec.structs.replace(record, stage="output", model=turn.model))
         text = told.stopped(verdict, turn.id) if passing.said else told.refused(verdict, turn.id)
         return [*out, *await passing.ended(watch.refusal(text), "refused")]
-
-
-def softened(verdict: Verdict) -> Verdict:
-    """A verdict of the linear model alone, taken as triage: what it doubts passes, what it would refuse goes to a
-    person. What rules say stands; the findings stay."""
-    if verdict.decided_by == "classifier" and verdict.decision != "refuse":
-        return verdict
-    decision: Decision = "escalate" if verdict.decision == "refuse" else "allow"
-    for finding in verdict.findings:
-        if finding.source not in _LINEAR:
-            decision = graver(decision, finding.decision)
-    return resolved(verdict, decision, "configuration" if decision == "allow" else "classifier")
-
-
-def resolved(verdict: Verdict, decision: Decision, by: DecidedBy) -> Verdict:
-    """The verdict with another decision; its findings stay."""
-    language = "ja" if verdict.language in ("ja", "mixed") else "en"
-    why = rationale(decision, verdict.category, by, language)
-    severity: Severity = "low" if decision == "allow" else "medium"
-    return msgspec.structs.replace(verdict, decision=decision, severity=severity, rationale=why, decided_by=by)
 
 
 def _failure(rule: str, judge: Judge) -> Verdict:

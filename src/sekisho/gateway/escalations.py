@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from sekisho.core.errors import Forbidden, InvalidRequest, NotFound
-from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.app import Gateway
+from sekisho.gateway.router import Call
 from sekisho.guard.desk_config import approver_of_key, channels_of_approver
 from sekisho.store.escalations import Ticket, TicketState
 

@@ -11,10 +11,11 @@ from sekisho.core import ids
 from sekisho.core.events import Finished
 from sekisho.core.turn import Turn
 from sekisho.gateway.answer import Answer
-from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.app import Gateway
 from sekisho.gateway.exchange import estimate_tokens
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.roster import check_fits
+from sekisho.gateway.router import Call
 from sekisho.gateway.running import Running
 from sekisho.wire import chat, completions, messages, think
 from sekisho.wire.base import Encoder

@@ -7,10 +7,11 @@ from sekisho.core.errors import SekishoError
 from sekisho.core.events import Usage
 from sekisho.core.turn import EmbedRequest
 from sekisho.engines.base import Embeddings
-from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.app import Gateway
 from sekisho.gateway.exchange import estimate_tokens
 from sekisho.gateway.http import ClientGone
 from sekisho.gateway.roster import Entry
+from sekisho.gateway.router import Call
 from sekisho.gateway.running import Running
 from sekisho.wire import embeddings as embeddings_codec
 from sekisho.wire import models as models_codec

@@ -8,7 +8,8 @@ import msgspec
 
 from sekisho import __version__
 from sekisho.gateway import request_schemas
-from sekisho.gateway.app import Call, Gateway, Route
+from sekisho.gateway.app import Gateway
+from sekisho.gateway.router import Call, Route
 
 _ERROR = {
     "description": "What went wrong, with an id that is in the server's log.",

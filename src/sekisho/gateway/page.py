@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from sekisho.core.errors import NotFound
-from sekisho.gateway.app import Call, Gateway, Route
+from sekisho.gateway.app import Gateway
+from sekisho.gateway.router import Call, Route
 
 
 class File(Protocol):

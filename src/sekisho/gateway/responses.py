@@ -11,9 +11,10 @@ from sekisho.core.errors import InvalidRequest, NotFound, RequestError
 from sekisho.core.turn import Turn
 from sekisho.gateway import envelope
 from sekisho.gateway.answer import Answer
-from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.app import Gateway
 from sekisho.gateway.exchange import Exchange, estimate_tokens
 from sekisho.gateway.roster import check_fits
+from sekisho.gateway.router import Call
 from sekisho.store import ResponseRecord
 from sekisho.wire import responses as codec
 from sekisho.wire.responses import ResponsesEncoder, ResponsesRequest

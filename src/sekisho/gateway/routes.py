@@ -1,7 +1,7 @@
 """Every address of the API, in one table: what the router, the OpenAPI document and the docs' test read."""
 
 from sekisho.gateway import escalations, generation, listing, openapi, responses, status
-from sekisho.gateway.app import Route
+from sekisho.gateway.router import Route
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", generation.chat_completions, "Chat (OpenAI)", "chat"),

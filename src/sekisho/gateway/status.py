@@ -3,9 +3,10 @@
 import msgspec
 
 from sekisho.core.errors import Forbidden
-from sekisho.gateway.app import Call, Gateway
+from sekisho.gateway.app import Gateway
 from sekisho.gateway.identity import check_scope
 from sekisho.gateway.metrics import CONTENT_TYPE
+from sekisho.gateway.router import Call
 
 
 async def healthz(gateway: Gateway, call: Call) -> None:

@@ -17,6 +17,7 @@ from sekisho.core.verdict import DECISIONS, SEVERITIES, Category, DecidedBy, Dec
 from sekisho.guard.language import language as language_of
 from sekisho.guard.passages import Passage, Voice, passages, unread
 from sekisho.guard.rationale import rationale
+from sekisho.guard.rule_file import Rule
 from sekisho.guard.text import View, views
 from sekisho.guard.window import longest_match
 
@@ -39,6 +40,9 @@ class Leaning(msgspec.Struct, frozen=True):
 class Rules(Protocol):
     @property
     def version(self) -> str: ...
+
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]: ...
 
@@ -71,7 +75,7 @@ class Judge:
         """How much of an answer must be held back for its rules, in characters."""
         rules = self._rules()
         if rules.version != self._longest[0]:
-            self._longest = (rules.version, longest_match(getattr(rules, "rules", ())))
+            self._longest = (rules.version, longest_match(rules.rules))
         return self._longest[1]
 
     @property
