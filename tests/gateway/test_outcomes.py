@@ -29,6 +29,7 @@ SECRET = "hanako.yamada@example.com, 4111 1111 1111 1111"
 
 class NoRules:
     version = "r0"
+    rules = ()
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         return ()
