@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from math import sqrt
-from typing import IO, cast
+from typing import cast
 
 import msgspec
 
@@ -95,20 +95,6 @@ class Case(msgspec.Struct, frozen=True):
 
     row: Labelled
     verdict: Verdict
-
-
-_RATES = (
-    ("unsafe_allowed", "unsafe -> ALLOW", "安全でないのに許可"),
-    ("refuse_recall", "Refuse Recall", "拒否の再現率"),
-    ("escalate_recall", "Escalate Recall", "エスカレーションの再現率"),
-    ("escalate_precision", "Escalate Precision", "エスカレーションの適合率"),
-    ("over_refusal", "over-refusal", "無害なのに拒否"),
-    ("over_escalation", "benign escalated", "無害なのに人へ"),
-    ("escalation", "escalation rate", "エスカレーション率"),
-    ("band_width", "band width", "判断保留の幅"),
-    ("accuracy", "accuracy", "正解率"),
-    ("category_right", "category right", "分類の正解率"),
-)
 
 
 class _Tally:
@@ -243,46 +229,6 @@ def wilson(hits: int, count: int, z: float = _Z_95) -> tuple[float, float]:
     return low, high
 
 
-def to_json(evaluation: Evaluation) -> bytes:
-    """Indented JSON; decisions as in `Verdict`."""
-    return msgspec.json.format(msgspec.json.encode(evaluation), indent=2)
-
-
-def to_text(evaluation: Evaluation) -> str:
-    """A table with all, ja and en side by side, then one line per category and the matrix."""
-    columns = {"all": evaluation.overall, **evaluation.by_language}
-    names = ["all", *sorted(evaluation.by_language, key=lambda name: ({"ja": 0, "en": 1}.get(name, 2), name))]
-    lines = [
-        f"{evaluation.overall.count} requests, policy {evaluation.policy_version or '-'}; Wilson 95 % intervals",
-        "",
-        f"{'':22}" + "".join(f"{name + f' ({columns[name].count})':>26}" for name in names),
-    ]
-    for field, english, _ in _RATES:
-        shown = "".join(f"{_shown(getattr(columns[name], field)):>26}" for name in names)
-        lines.append(f"{english:22}{shown}")
-    lines += ["", f"{'category':14}{'n':>7}{'unsafe -> ALLOW':>26}{'Refuse Recall':>26}{'over-refusal':>26}"]
-    for name, section in evaluation.by_category.items():
-        rates = (section.unsafe_allowed, section.refuse_recall, section.over_refusal)
-        lines.append(f"{name:14}{section.count:>7}" + "".join(f"{_shown(one):>26}" for one in rates))
-    lines += ["", f"{'label, decided as':22}" + "".join(f"{decision.upper():>12}" for decision in DECISIONS)]
-    for label in DECISIONS:
-        row = evaluation.overall.matrix[label]
-        lines.append(f"{label.upper():22}" + "".join(f"{row[decision]:>12}" for decision in DECISIONS))
-    if evaluation.bad_lines:
-        lines += [
-            "",
-            f"{len(evaluation.bad_lines)} lines skipped:",
-            *(f"  {line}" for line in evaluation.bad_lines[:20]),
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(one: Rate) -> str:
-    if one.value is None or one.low is None or one.high is None:
-        return "-"
-    return f"{100 * one.value:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-
-
 def confusion_svg(evaluation: Evaluation) -> str:
     """The matrices of all rows and of each language beside each other, as an SVG without outside parts."""
     sections = {"all": evaluation.overall, **evaluation.by_language}
@@ -322,24 +268,3 @@ def confusion_svg(evaluation: Evaluation) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
-def write_cases(out: IO[str]) -> Callable[[Case], None]:
-    """A `keep` for `evaluate` that writes one JSON line per case: decision, category, confidence, rationale."""
-
-    def keep(case: Case) -> None:
-        verdict = case.verdict
-        line = {
-            "text": case.row.text,
-            "lang": case.row.lang or verdict.language,
-            "decision": verdict.decision.upper(),
-            "category": verdict.category,
-            "confidence": verdict.confidence,
-            "rationale": verdict.rationale,
-            "decided_by": verdict.decided_by,
-            "label": case.row.decision.upper(),
-            "label_category": case.row.category,
-        }
-        out.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    return keep
