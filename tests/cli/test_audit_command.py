@@ -257,12 +257,33 @@ def test_export_is_signed(answer: Answer, sekisho: Run, book: Path, tmp_path: Pa
     assert (told["records"], told["encrypted"], told["noted"]) == (5, False, True)
     public = ReaderKeys.load(book / "secrets").public
     assert check_export(file.read_bytes().splitlines(keepends=True), public) == 5
+    assert told["signer"] == public.hex()
     assert file.stat().st_mode & 0o077 == 0
     (note,) = answer("audit", "search", "--kind", "admin")
     assert note["record"]["action"] == "export"
     code, _, err = sekisho("audit", "export", "--out", str(file))
     assert code == 2
     assert "is there already" in err
+
+
+def test_an_export_can_be_checked_by_whoever_gets_it(answer: Answer, sekisho: Run, book: Path, tmp_path: Path) -> None:
+    """With the signer alone and without the book; what was changed, cut or signed by another fails with 1."""
+    file = tmp_path / "out.jsonl"
+    signer = answer("audit", "export", "--out", str(file))["signer"]
+    assert answer("audit", "check", str(file))["records"] == 5
+    away = ("--home", str(tmp_path / "elsewhere"))
+    assert answer("audit", "check", str(file), "--signer", signer, *away)["good"] is True
+    lines = file.read_bytes().splitlines(keepends=True)
+    for wrong in (lines[:-1], lines[:1] + lines[2:], [*lines[:2], *lines[3:1:-1], *lines[4:]], [b"age\x00\xff"]):
+        file.write_bytes(b"".join(wrong))
+        code, _, err = sekisho("audit", "check", str(file), "--signer", signer, *away)
+        assert code == 1
+        assert "age -d" in err
+    file.write_bytes(b"".join(lines))
+    assert sekisho("audit", "check", str(file), "--signer", "00" * 32, *away)[0] == 1
+    assert sekisho("audit", "check", str(file), "--signer", "abc", *away)[0] == 2
+    assert sekisho("audit", "check", str(file), *away)[0] == 3
+    assert sekisho("audit", "check", str(tmp_path / "none"), "--signer", signer)[0] == 3
 
 
 def test_export_to_a_recipient_is_never_in_clear(answer: Answer, sekisho: Run, book: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""`sekisho audit export|anchor|retain`: taking records out, vouching for the book, deleting what is old."""
+"""`sekisho audit export|check|anchor|retain`: records taken out and proved, the book vouched for, old ones deleted."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from sekisho.cli.book import RecoveryOption, note, open_book, person, query_of, reader_keys, writer_keys
-from sekisho.cli.failure import USAGE, CommandFailed
+from sekisho.cli.failure import ABSENT, FAILED, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sekisho.settings import Settings
 
 T = TypeVar("T")
+_SIGNER = re.compile(r"[0-9a-fA-F]{64}")
 
 RecipientOption = Annotated[
     list[str] | None,
@@ -30,6 +32,8 @@ RecipientOption = Annotated[
 def register(app: typer.Typer) -> None:
     epilog = example("sekisho audit export --since 7d --recipient age1… --out book.age", ja="記録を書き出します。")
     app.command("export", epilog=epilog)(export)
+    epilog = example("sekisho audit check book.jsonl --signer 3f…9a", ja="書き出した記録の署名を確かめます。")
+    app.command("check", epilog=epilog)(check)
     app.command("anchor", epilog=example("sekisho audit anchor", ja="現在の末尾に署名し、証跡の一覧を表示します。"))(
         anchor
     )
@@ -63,6 +67,7 @@ def export(
     """Write records as signed JSON lines, encrypted where a recipient is named."""
     from sekisho.audit import AdminRecord, Reader
     from sekisho.audit.export import export_lines, signing_key, write_export
+    from sekisho.audit.keys import public_key
     from sekisho.audit.writer import timestamp
 
     out, place = Output(as_json=as_json), at_home(home)
@@ -80,10 +85,40 @@ def export(
         "encrypted": bool(recipient),
     }
     noted = note(place, settings, AdminRecord(action="export", user_id=person(), detail=detail))
-    out.json({**detail, "file": str(out_file), "noted": noted})
+    signer = public_key(signing_key(place.secrets)).hex()
+    out.json({**detail, "file": str(out_file), "noted": noted, "signer": signer})
     out.say("export_done", count=entries.count, file=out_file)
+    out.say("export_signer", signer=signer)
     if not noted:
         out.warn(out.text("book_not_noted"))
+
+
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export in clear; an encrypted one after `age -d`.")],
+    signer: Annotated[
+        str | None, typer.Option("--signer", help="The signer that `audit export` told; default: this home's book.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that an export is whole and signed by the book's key. Needs no book where --signer is given. Exit code 1
+    when it is not."""
+    from sekisho.audit.export import check_export
+    from sekisho.audit.keys import public_key
+
+    out, place = Output(as_json=as_json), at_home(home)
+    if signer is not None and not _SIGNER.fullmatch(signer):
+        raise CommandFailed("--signer: 64 hexadecimal digits, as `sekisho audit export` told them", exit_code=USAGE)
+    if not file.is_file():
+        raise CommandFailed(f"{file}: no such file", exit_code=ABSENT)
+    public = bytes.fromhex(signer) if signer is not None else public_key(writer_keys(place).signing)
+    with file.open("rb") as lines:
+        count = check_export(lines, public)
+    out.json({"file": str(file), "good": count is not None, "records": count, "signer": public.hex()})
+    if count is None:
+        out.warn(out.text("check_bad", file=file))
+        raise typer.Exit(FAILED)
+    out.say("check_good", file=file, count=count)
 
 
 @contextmanager

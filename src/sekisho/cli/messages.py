@@ -188,6 +188,20 @@ TABLE: dict[str, tuple[str, str]] = {
         "--recipient がないため、ファイルは暗号化されません",
     ),
     "export_done": ("{count} records written to {file}.", "{count} 件の記録を {file} に書き出しました。"),
+    "export_signer": (
+        "Signed by {signer}. Give that to whoever is to check it: sekisho audit check FILE --signer …",
+        "署名者: {signer}。確認する人に渡してください: sekisho audit check FILE --signer …",
+    ),
+    "check_good": (
+        "{file} is whole and signed: {count} records.",
+        "{file} は完全で、署名も正しいものです({count} 件)。",
+    ),
+    "check_bad": (
+        "{file} is not an export as this signer wrote it: it was changed, cut or signed by somebody else, or it is "
+        "encrypted (age -d opens it first)",
+        "{file} はこの署名者が書き出したままではありません。変更・欠落があるか、別の鍵の署名か、暗号化されています"
+        "(先に age -d で復号してください)",
+    ),
     "anchor_folder": ("Anchors in {folder}:", "証跡の場所: {folder}"),
     "anchor_by_server": (
         "The running server anchors by itself, every {seconds} s or {records} records.",
