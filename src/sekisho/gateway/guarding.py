@@ -53,9 +53,7 @@ class Guarding:
         self._switch = EmergencySwitch(emergency_file(team_folder), on_change=self._changed)
         self._store: Callable[[], Store] = _no_store
         self._run: Handler = _no_engine
-        notifier = (
-            QuietNotifier() if config.test_mode else OutboundNotifier(config.escalation, lambda t: redact(t).text)
-        )
+        notifier = QuietNotifier() if config.test_mode else OutboundNotifier(config.escalation, _clean)
         self.desk = Desk(
             lambda: self._store(),
             config.escalation,
