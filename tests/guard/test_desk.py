@@ -526,6 +526,7 @@ async def test_lists_show_pages_and_channels(open_office: Office) -> None:
 
 OPENER = """
 import asyncio, sys
+import msgspec
 sys.path.insert(0, sys.argv[2])
 from desk_harness import CONFIG, KeepingNotifier, case
 from sekisho.core.clock import ManualClock
@@ -534,7 +535,8 @@ from sekisho.store import Store
 
 async def main():
     store = await Store.open(sys.argv[1])
-    desk = Desk(lambda: store, CONFIG, KeepingNotifier(CONFIG), ManualClock())
+    config = msgspec.structs.replace(CONFIG, pending_per_key=10_000)
+    desk = Desk(lambda: store, config, KeepingNotifier(config), ManualClock())
     number = 0
     while True:
         tickets = await asyncio.gather(*(desk.open(case(request_hash=f"h{number + n}")) for n in range(5)))

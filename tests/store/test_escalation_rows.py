@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from sekisho.core.errors import RateLimited
 from sekisho.store import HumanVerdict, LinkToken, Notice, Store, Ticket
 
 NOW = 1_790_000_000.0
@@ -56,6 +57,28 @@ def token(token_hash: str, ticket_id: str = "esc_1", **changes: object) -> LinkT
 def approval(ticket_id: str = "esc_1", **changes: object) -> HumanVerdict:
     made = HumanVerdict(ticket_id=ticket_id, state="approved", decided_by="doctor")
     return msgspec.structs.replace(made, **changes)
+
+
+async def test_one_key_cannot_flood_the_desk(store: Store) -> None:
+    """Of fifty requests at once as many become tickets as may wait, with their notices; what has ended makes room,
+    what is asked again needs none, and another key has its own."""
+
+    async def knock(number: int) -> bool:
+        try:
+            opened = ticket(f"esc_{number}", request_hash=f"hash_{number}")
+            await store.open_ticket(opened, [notice(f"note_{number}", f"esc_{number}")], NOW, limit=3)
+        except RateLimited:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*map(knock, range(50)))) == 3
+    waiting = await store.list_tickets("pending")
+    assert len(waiting) == 3
+    assert await store.close_ticket(waiting[0].id, "abandoned", NOW) is not None
+    assert await knock(60)
+    assert not await knock(61)
+    assert (await store.open_ticket(ticket("esc_o", key_id="key_2"), [], NOW, limit=3)).id == "esc_o"
+    assert (await store.open_ticket(ticket("esc_l", request_hash="late"), [], NOW + 301, limit=3)).id == "esc_l"
 
 
 async def test_a_ticket_comes_back_as_it_was_put(store: Store) -> None:

@@ -98,7 +98,8 @@ class Desk:
 
     async def open(self, case: Case) -> Ticket:
         """Makes the ticket durable, tells the book, then lets the notices go. Where the caller does not wait and has
-        asked the same before, that pending ticket comes back. Raises StoreUnavailable and what `on_event` raises."""
+        asked the same before, that pending ticket comes back. Raises RateLimited for a key with `pending_per_key`
+        tickets, StoreUnavailable, and what `on_event` raises."""
         now = self._clock.now()
         verdict = case.verdict
         ticket = Ticket(
@@ -121,7 +122,8 @@ class Desk:
             expires_at=now + lifetime_s(self._config, case.behaviour),
         )
         sealed = msgspec.structs.replace(ticket, question=self._cabinet.seal(ticket.id, "question", ticket.question))
-        kept = await self._store().open_ticket(sealed, self._notifier.plan(ticket, now), now)
+        plan = self._notifier.plan(ticket, now)
+        kept = await self._store().open_ticket(sealed, plan, now, self._config.pending_per_key)
         try:
             await self._cabinet.tell(kept.id)
         except BaseException:

@@ -93,6 +93,7 @@ class SmtpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EscalationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`timeout_s`: how long a human has; then the answer is no. `ticket_timeout_s`: the same where the caller got a
     ticket and does not wait (None: `timeout_s`). `approved_for_s`: how long after a decision the same request gets it.
+    `pending_per_key`: how many tickets of one key may wait, so that nobody floods the people who are called.
     `behaviour`, `categories`: overrides by category. `own_requests`: whether an approver may decide what their own
     key asked. `operator`: whether whoever runs `sekisho escalation` on this machine may decide as `operator`.
     `notice_text`: whether notices carry the question (personal data removed), or only what kind it is.
@@ -103,6 +104,7 @@ class EscalationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: float = 300.0
     ticket_timeout_s: float | None = None
     approved_for_s: float = 900.0
+    pending_per_key: int = 20
     behaviour: dict[str, Behaviour] = {}
     categories: dict[str, Channel] = {}
     channels: ChannelsConfig = ChannelsConfig()
@@ -170,7 +172,14 @@ def secret(environment: Mapping[str, str], variable: str | None, file: str | Non
 
 def faults(config: EscalationConfig) -> list[Fault]:
     """What does not fit together, each with its place."""
-    return [*_times(config), *_names(config), *_approvers(config), *_smtp(config), *_addresses(config)]
+    return [
+        *_times(config),
+        *_counts(config),
+        *_names(config),
+        *_approvers(config),
+        *_smtp(config),
+        *_addresses(config),
+    ]
 
 
 def anchored(config: EscalationConfig, absolute: Callable[[str | None], str | None]) -> EscalationConfig:
@@ -203,6 +212,11 @@ def _times(config: EscalationConfig) -> Iterator[Fault]:
         value = getattr(config, name)
         if value is not None and not 0 < value <= 366 * 86_400:
             yield Fault((name,), "must be more than 0 and at most a year")
+
+
+def _counts(config: EscalationConfig) -> Iterator[Fault]:
+    if not 1 <= config.pending_per_key <= 100_000:
+        yield Fault(("pending_per_key",), "must be 1 to 100,000")
 
 
 def _names(config: EscalationConfig) -> Iterator[Fault]:

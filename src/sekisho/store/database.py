@@ -242,11 +242,14 @@ class Store:
     # Escalations. `now` is handed in: the desk decides by which clock a ticket ends.
 
     @_to_its_end
-    async def open_ticket(self, ticket: Ticket, notices: Sequence[Notice], now: float) -> Ticket:
+    async def open_ticket(
+        self, ticket: Ticket, notices: Sequence[Notice], now: float, limit: int | None = None
+    ) -> Ticket:
         """Keeps the ticket and its notices together, synced to the disk. Where its behaviour is `ticket` and the key
-        has the same request pending, that ticket comes back instead."""
+        has the same request pending, that ticket comes back instead. Raises RateLimited where `limit` tickets of the
+        key are pending."""
         async with self._write(durable=True) as connection:
-            return await escalation_rows.open_ticket(connection, ticket, notices, now)
+            return await escalation_rows.open_ticket(connection, ticket, notices, now, limit)
 
     @_to_its_end
     async def get_ticket(self, ticket_id: str) -> Ticket | None:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Update, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Update, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sekisho.core.errors import RateLimited
 from sekisho.store.backends import insert_into
 from sekisho.store.escalations import Channel, HumanVerdict, LinkToken, Notice, NoticeState, Ticket, TicketState
 from sekisho.store.schema import escalation_notices, escalation_tokens, escalations
@@ -23,18 +24,31 @@ _LONGEST_ID = 128
 _FARTHEST_ATTEMPT_S = 2 * 3_600.0
 
 
-async def open_ticket(connection: AsyncConnection, ticket: Ticket, notices: Sequence[Notice], now: float) -> Ticket:
+async def open_ticket(
+    connection: AsyncConnection, ticket: Ticket, notices: Sequence[Notice], now: float, limit: int | None = None
+) -> Ticket:
     """Inserts the ticket with its notices. Where `behaviour` is `ticket` and the same key has the same request
-    pending, that older ticket comes back and nothing is inserted."""
+    pending, that older ticket comes back and nothing is inserted. Raises RateLimited, to be rolled back, where the key
+    has `limit` others pending."""
+    if limit is not None and connection.dialect.name == "postgresql":  # SQLite lets one writer in at a time
+        await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(ticket.key_id))))
     if ticket.behaviour == "ticket":
         kept = await _open_or_find(connection, ticket, now)
         if kept.id != ticket.id:
             return kept
     else:
         await connection.execute(insert(escalations), msgspec.structs.asdict(ticket))
+    if limit is not None and await _pending(connection, ticket.key_id, now) > limit:
+        raise RateLimited(f"{limit} requests of this key wait for a person already.", retry_after_s=30.0)
     if notices:
         await connection.execute(insert(escalation_notices), [msgspec.structs.asdict(notice) for notice in notices])
     return ticket
+
+
+async def _pending(connection: AsyncConnection, key_id: str, now: float) -> int:
+    """How many tickets of the key wait for a person."""
+    mine = and_(escalations.c.key_id == key_id, _PENDING, escalations.c.expires_at > now)
+    return (await connection.execute(select(func.count()).where(mine))).scalar_one()
 
 
 async def _open_or_find(connection: AsyncConnection, ticket: Ticket, now: float) -> Ticket:
