@@ -23,9 +23,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One measured number.
 
     `id` is dotted, from the general to the special: `bench.gateway.closed.p3.t256.ttft_p95_s`. `value` None: not
-    measured, and `why_null` says why; bool: held or did not. A `share` is 0 to 1. `n`: how many observations. `interval`
-    None with an `interval_missing` where there are too few. `command` measures it again; `file` holds the raw data,
-    relative to the run's folder. `attested_by` is set where a person counted it.
+    measured, and `why_null` says why; bool: held or did not. A `share` is 0 to 1. `n`: how many observations. Without
+    an `interval`, `interval_missing` says why where there should be one. `command` measures it again; `file` holds the
+    raw data, relative to the run's folder. `attested_by` is set where a person counted it.
     """
 
     id: str
