@@ -30,6 +30,7 @@ from sekisho.settings import Settings
 
 if TYPE_CHECKING:  # heavy, and only one of the two processes needs each
     from sekisho.gateway.app import Gateway
+    from sekisho.ops.stability_log import Probe
     from sekisho.ops.supervisor import ChildSpec, Supervisor
 
 READY_TIMEOUT_S = 180.0
@@ -101,6 +102,7 @@ def supervise(home: Home, settings: Settings, *, announce: Callable[[Announcemen
 
 async def _supervise(home: Home, settings: Settings, announce: Callable[[Announcement], None]) -> int:
     from sekisho.ops.log_file import RedactedFormatter
+    from sekisho.ops.stability_log import StabilityLog
     from sekisho.ops.supervisor import Supervisor
 
     handler = logging.StreamHandler()
@@ -112,14 +114,18 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     for number in (signal.SIGTERM, signal.SIGINT):
         _on_signal(loop, number, stop.set)
     plan = make_plan(home, settings)
-    supervisor = Supervisor(home.run, _children(home, plan))
+    stability = StabilityLog(home)
+    supervisor = Supervisor(home.run, _children(home, plan), on_change=stability.changed)
     await supervisor.claim()  # before anything is written: a second `up` must not replace the first one's plan
+    watching: asyncio.Task[None] | None = None
     try:
+        stability.begin()
         _check_address(settings.gateway)
         await _prepare_database(home, settings)
         write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
         await supervisor.start()
         write_state(home, RunState.of_this_process(local_url(settings.gateway), __version__))
+        watching = loop.create_task(stability.watch(_probes(plan)), name="stability")
         ready = loop.create_task(_until_ready(supervisor, settings.gateway))
         stopping = loop.create_task(stop.wait())
         await asyncio.wait({ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,9 +138,42 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
             ready.cancel()
         await stopping
     finally:
+        if watching is not None:
+            watching.cancel()
+        stability.goodbye(planned=stop.is_set())
         await supervisor.stop()
+        await asyncio.to_thread(stability.close)
         clear_state(home)
     return 0
+
+
+def _probes(plan: Plan) -> "dict[str, Probe]":
+    """How the stability log asks whether a child answers again; the empty name is the server."""
+    from functools import partial
+
+    from sekisho.ops.engine_door import answers
+    from sekisho.ops.stability_log import SERVER
+
+    server = partial(_is_ready, local_url(plan.settings.gateway) + "/readyz")
+    probes: dict[str, Probe] = {SERVER: server, "gateway": server}
+    for model in plan.settings.models:
+        worker = plan.workers.get(model.name)
+        if worker is not None:
+            probes[f"engine-{_slug(model)}"] = partial(answers, worker.url)
+    return probes
+
+
+async def _is_ready(url: str) -> bool:
+    import aiohttp
+
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)) as session,
+            session.get(url) as response,
+        ):
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False  # not listening yet, or too busy to answer
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback: Callable[[], None]) -> None:

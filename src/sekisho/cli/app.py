@@ -8,9 +8,11 @@ from sekisho.cli import (
     audit,
     clients,
     configuration,
+    continuity,
     doctor,
     emergency,
     escalation,
+    gate,
     guard,
     keys,
     models,
@@ -53,4 +55,6 @@ app.add_typer(emergency.app, name="emergency")
 app.add_typer(configuration.app, name="config")
 clients.register(app)
 doctor.register(app)
+gate.register(app)
+continuity.register(app)
 version.register(app)

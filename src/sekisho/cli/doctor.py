@@ -1,6 +1,6 @@
 """`sekisho doctor`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,8 @@ from sekisho.cli.options import HomeOption, JsonOption, at_home, example
 from sekisho.cli.output import Output
 
 if TYPE_CHECKING:
-    from sekisho.ops.doctor import Finding
+    from sekisho.ops.doctor import Finding, Patient
+    from sekisho.ops.home import Home
 
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green"), "info": ("·", "dim")}
 
@@ -18,33 +19,26 @@ def register(app: typer.Typer) -> None:
     app.command("doctor", epilog=example("sekisho doctor", ja="環境を診断し、直し方を示します。"))(doctor)
 
 
-def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    gpus: Annotated[bool, typer.Option("--gpus", help="Only the graphics cards: memory, use, processes.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine and this home; every finding comes with its fix. Exit code 1 when there is an error."""
     import asyncio
 
     import msgspec
 
-    from sekisho import settings as reading
-    from sekisho.ops.doctor import Patient, examine
-    from sekisho.serve import database_url
+    from sekisho.ops.doctor import examine
 
     out, place = Output(as_json=as_json), at_home(home)
-    try:
-        settings = reading.load(place)
-        problems: tuple[str, ...] = ()
-    except reading.SettingsError as error:
-        settings = reading.Settings()
-        problems = tuple(str(problem) for problem in error.problems)
-    patient = Patient(
-        home=place,
-        host=settings.gateway.host,
-        port=settings.gateway.port,
-        models=settings.models,
-        settings_problems=problems,
-    )
-    findings = asyncio.run(examine(patient))
-    findings.append(asyncio.run(_database(database_url(place, settings), place.database.exists())))
-    findings = [msgspec.structs.replace(finding, fix=finding.fix and hints.here(finding.fix)) for finding in findings]
+    if gpus:
+        _show_cards(out)
+        return
+    findings = [
+        msgspec.structs.replace(finding, fix=hints.here(finding.fix), fix_ja=hints.here(finding.fix_ja))
+        for finding in asyncio.run(examine(_patient(place)))
+    ]
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     out.json({"findings": findings, "errors": errors, "warnings": warnings})
     _show(out, findings)
@@ -56,30 +50,57 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-async def _database(url: str, exists: bool) -> "Finding":
-    """Opens the database as the server will, but changes nothing in it."""
-    from sekisho.core.errors import SekishoError
-    from sekisho.ops.doctor import Finding
-    from sekisho.store import Store
+def _patient(place: "Home") -> "Patient":
+    """With the settings where they can be read, else the defaults and what is wrong with the settings."""
+    from sekisho import settings as reading
+    from sekisho.ops.doctor import Patient
+    from sekisho.serve import database_url
 
-    is_file = "://" not in url
-    if is_file and not exists:
-        return Finding("database", "info", "no database yet", "it is made at the first start")
+    problems: tuple[str, ...] = ()
     try:
-        store = await Store.open(url, migrate=False)
-        try:
-            await store.check()
-        finally:
-            await store.close()
-    except SekishoError as error:
-        fix = "check the file's rights and the disk" if is_file else "check DATABASE_URL, and that the database runs"
-        return Finding("database", "error", "the database cannot be used", error.message, fix)
-    return Finding("database", "ok", "the database opens")
+        settings = reading.load(place)
+    except reading.SettingsError as error:
+        settings = reading.Settings()
+        problems = tuple(str(problem) for problem in error.problems)
+    return Patient(
+        home=place,
+        host=settings.gateway.host,
+        port=settings.gateway.port,
+        models=settings.models,
+        settings_problems=problems,
+        allow_networks=settings.gateway.allow_networks,
+        database=database_url(place, settings),
+    )
 
 
 def _show(out: Output, findings: "list[Finding]") -> None:
     for finding in findings:
         mark, style = MARKS[finding.severity]
-        out.line(f"{mark} {finding.what}" + (f": {finding.why}" if finding.why else ""), style=style)
-        if finding.fix:
-            out.line(f"    {out.text('fix')}: {finding.fix}")
+        what, why, fix = finding.told(out.language)
+        out.line(f"{mark} {what}" + (f": {why}" if why else ""), style=style)
+        if fix:
+            out.line(f"    {out.text('fix')}: {fix}")
+
+
+def _show_cards(out: Output) -> None:
+    """A sample of this moment; nothing is loaded."""
+    from sekisho.ops.gpu_sample import read_gpus
+
+    reading = read_gpus()
+    out.json(reading)
+    if not reading.gpus:
+        out.say("gpus_none")
+        return
+    rows = []
+    for gpu in reading.gpus:
+        memory = [None if count is None else f"{count / 2**30:.1f} GiB" for count in (gpu.used_bytes, gpu.total_bytes)]
+        share, busy = (None if value is None else f"{value:.0%}" for value in (gpu.used_share, gpu.busy))
+        processes = ", ".join(
+            f"{process.name or '?'} ({process.pid}"
+            + ("" if process.used_bytes is None else f", {process.used_bytes / 2**30:.1f} GiB")
+            + ")"
+            for process in gpu.processes
+        )
+        rows.append((gpu.index, gpu.name, *memory, share, busy, processes or None))
+    columns = ("gpus_index", "name", "gpus_used", "gpus_total", "gpus_share", "gpus_busy", "process")
+    out.table(out.columns(*columns), rows, unbroken=6)

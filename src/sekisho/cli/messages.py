@@ -1,5 +1,9 @@
 """What the commands say, in English and Japanese."""
 
+from sekisho.cli.gate_messages import TABLE as GATES
+from sekisho.cli.rubric_messages import TABLE as RUBRIC
+from sekisho.cli.scorecard_messages import TABLE as SCORECARD
+
 TABLE: dict[str, tuple[str, str]] = {
     "error": ("error", "エラー"),
     "warning": ("warning", "警告"),
@@ -265,6 +269,18 @@ TABLE: dict[str, tuple[str, str]] = {
     "doctor_good": ("Nothing is wrong.", "問題は見つかりませんでした。"),
     "doctor_summary": ("{errors} errors, {warnings} warnings", "エラー {errors} 件、警告 {warnings} 件"),
     "fix": ("fix", "対処"),
+    "gpus_none": (
+        "No graphics card seen: models run on the processor.",
+        "グラフィックスカードはありません。モデルは CPU で動きます。",
+    ),
+    "gpus_index": ("card", "カード"),
+    "gpus_used": ("in use", "使用量"),
+    "gpus_total": ("memory", "メモリー"),
+    "gpus_share": ("share", "使用率"),
+    "gpus_busy": ("busy", "稼働率"),
+    **GATES,
+    **RUBRIC,
+    **SCORECARD,
 }
 
 

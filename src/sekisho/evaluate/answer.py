@@ -108,6 +108,10 @@ class Reader:
         if kind is not None:
             self.fault(kind, _words(exchange.body) or f"HTTP {exchange.status}")
             return
+        encoding = exchange.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            self.fault("bad_json", f"compressed ({encoding}), which was not asked for")
+            return
         streamed = "text/event-stream" in exchange.headers.get("content-type", "").lower()
         if self.expected.stream and (streamed or exchange.body.lstrip()[:5] in (b"data:", b"event")):
             self._read_stream(exchange)
@@ -221,7 +225,7 @@ class Reader:
             self.fault("done_missing")
         if self.refused:
             self.fault("refused", self.refused)
-        if self.model is not None and not _same(self.model, expected.names):
+        if self.model is not None and not is_called(self.model, expected.names):
             self.fault("wrong_model", f"{self.model} instead of {expected.names[0]}")
         nothing = not "".join(self.text).strip() and not self.has_tool_call
         if expected.text and nothing and first_failing(self.faults) is None:
@@ -290,7 +294,7 @@ def _words(body: bytes) -> str:
     return str(message) if message else body.decode(errors="replace").strip()
 
 
-def _same(told: str, names: tuple[str, ...]) -> bool:
+def is_called(told: str, names: tuple[str, ...]) -> bool:
     """A server may tell a model with its folder or tag, and in other letters."""
     plain = told.lower()
     return any(plain == name.lower() or plain.endswith(f"/{name.lower()}") for name in names)

@@ -67,10 +67,14 @@ class _Chat(Reader):
         if not isinstance(first, dict) or not isinstance(message, dict):
             self.fault("bad_json", "an answer without choices[0].message")
             return
-        self.finish = first.get("finish_reason")
+        self.finish = str(first.get("finish_reason") or "") or None
         self.has_tool_call = bool(message.get("tool_calls"))
         self.refused = str(message.get("refusal") or "")
-        self.text.append(str(message.get("content") or ""))
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            self.fault("bad_json", f"content that is no text: {content!r}")
+            return
+        self.text.append(content)
         self.reasoning.append(str(message.get("reasoning_content") or message.get("reasoning") or ""))
         self.reasoning = [text for text in self.reasoning if text]
 
@@ -159,14 +163,15 @@ class _Responses(Reader):
             self.usage = value["usage"]
         if value.get("status") == "failed":
             self.fault("error_in_2xx", value.get("error") or value)
-        if self.id is None:
-            self.fault("no_id")
+        output = value.get("output")
+        if not isinstance(output, list):
+            self.fault("bad_json", "an answer without its output")
+            return
         text, self.refused = _output(value)
         self.text.append(text)
-        output = value.get("output")
-        self.has_tool_call = isinstance(output, list) and any(
-            isinstance(item, dict) and item.get("type") == "function_call" for item in output
-        )
+        self.has_tool_call = any(isinstance(item, dict) and item.get("type") == "function_call" for item in output)
+        if self.id is None:
+            self.fault("no_id")
 
     def counts(self) -> tuple[object, object, object, object]:
         usage = self.usage or {}

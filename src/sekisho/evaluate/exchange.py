@@ -190,40 +190,55 @@ class _Connection(asyncio.Protocol):
             self._watch.cancel()
         return exchange
 
+    def _waits(self) -> bool:
+        return self._done is not None and not self._done.done()
+
     def data_received(self, data: bytes) -> None:
         now_s = self._now_s = self._last_s = perf_counter()
         exchange = self._exchange
-        if exchange is None or self._done is None or self._done.done():
+        if exchange is None or not self._waits():
             self.abort()  # bytes that nobody asked for
             return
         if exchange.first_byte_s is None:
             exchange.first_byte_s = now_s
+        self._size += len(data)
+        if self._size > self._limits.max_bytes:
+            self._give_up("too_large", f"more than {self._limits.max_bytes} bytes")
+            return
         try:
             cast(httptools.HttpResponseParser, self._parser).feed_data(data)
         except httptools.HttpParserError as error:
-            self._give_up("not_http", str(error))
+            if self._waits():
+                self._give_up("not_http", str(error))
+
+    def on_message_begin(self) -> None:
+        if not self._waits():
+            self.is_reusable = False  # a second answer to one request: nobody asked for it, nobody reads it
+        elif self._exchange is not None and self._exchange.first_byte_s is None:
+            self._exchange.first_byte_s = self._now_s
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._exchange is not None:
+        if self._exchange is not None and self._waits():
             self._exchange.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        if self._exchange is not None and self._parser is not None:
+        if self._exchange is not None and self._parser is not None and self._waits():
             self._exchange.status = self._parser.get_status_code()
             if self._bodiless:
                 self._end()
 
     def on_body(self, body: bytes) -> None:
-        if self._exchange is None:
-            return
-        self._exchange.arrivals.append((self._now_s, body))
-        self._size += len(body)
-        if self._size > self._limits.max_bytes:
-            self._give_up("too_large", f"more than {self._limits.max_bytes} bytes")
+        if self._exchange is not None and self._waits():
+            self._exchange.arrivals.append((self._now_s, body))
 
     def on_message_complete(self) -> None:
-        if self._exchange is not None and self._exchange.status in (100, 102, 103):
-            return  # a provisional answer: the real one follows
+        exchange = self._exchange
+        if exchange is None or not self._waits():
+            return
+        if exchange.status in (100, 102, 103):  # a provisional answer: the real one follows
+            exchange.status, exchange.first_byte_s = None, None
+            exchange.headers.clear()
+            return
         if self._parser is not None:
             self.is_reusable = self._parser.should_keep_alive()
         self._end()
@@ -244,7 +259,7 @@ class _Connection(asyncio.Protocol):
     def _ended_by_the_other(self, why: str) -> None:
         """An answer without a length ends with the connection; any other one is cut."""
         exchange = self._exchange
-        if exchange is None or self._done is None or self._done.done():
+        if exchange is None or not self._waits():
             return
         framed = "content-length" in exchange.headers or "transfer-encoding" in exchange.headers
         if exchange.status is not None and not framed:
@@ -254,7 +269,7 @@ class _Connection(asyncio.Protocol):
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         exchange, limits, now_s = self._exchange, self._limits, perf_counter()
-        if exchange is None or self._done is None or self._done.done():
+        if exchange is None or not self._waits():
             return
         if now_s - self._last_s > limits.silence_s:
             kind: Trouble = "no_answer" if exchange.first_byte_s is None else "silent"

@@ -51,15 +51,17 @@ class Hardware(msgspec.Struct, frozen=True):
         return sum(gpu.memory_free_bytes or 0 for gpu in self.gpus if not gpu.unified)
 
 
-def detect(disk: Path) -> Hardware:
-    """Measures now. Takes some 10 ms, up to some seconds where the vendor's tools are slow. Never raises."""
+def detect(disk: Path, run: RunProbe | None = None) -> Hardware:
+    """Measures now. Takes some 10 ms, up to some seconds where the vendor's tools are slow. Never raises. `run` asks
+    these tools (default: `run_probe`)."""
+    ask = run or run_probe
     notes: list[str] = []
     memory = psutil.virtual_memory()
     limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     total, available, limited_by = memory.total, memory.available, None
     if limit is not None and limit[0] < total:
         total, available, limited_by = limit[0], min(available, max(0, limit[0] - limit[1])), "cgroup"
-    gpus = nvidia_gpus(run_probe, notes) + amd_gpus(run_probe, notes) + apple_gpus(total, available)
+    gpus = nvidia_gpus(ask, notes) + amd_gpus(ask, notes) + apple_gpus(total, available)
     if not gpus:
         notes.append("no graphics card seen: models run on the processor")
     return Hardware(
@@ -118,16 +120,32 @@ def _read_int(path: Path) -> int | None:
     return int(text) if _is_number(text) else None
 
 
-def run_probe(argv: Sequence[str]) -> str | None:
-    """The output of a vendor's tool; None when it is missing or fails."""
+class Probe(msgspec.Struct, frozen=True):
+    """How a vendor's tool ended. `code` None: it did not end in time, or could not be started."""
+
+    code: int | None
+    output: str
+
+
+def try_probe(argv: Sequence[str], timeout_s: float = PROBE_TIMEOUT_S) -> Probe | None:
+    """Runs a vendor's tool; None when there is none of that name. Its errors are in `output` too."""
     program = shutil.which(argv[0])
     if program is None:
         return None
     try:
-        done = subprocess.run([program, *argv[1:]], capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+        done = subprocess.run([program, *argv[1:]], capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return Probe(None, f"no answer within {timeout_s:g} s")
+    except OSError as error:
+        return Probe(None, error.strerror or str(error))
+    output = done.stdout if done.returncode == 0 else done.stdout + done.stderr
+    return Probe(done.returncode, output.decode(errors="replace"))
+
+
+def run_probe(argv: Sequence[str]) -> str | None:
+    """The output of a vendor's tool; None when it is missing or fails."""
+    probe = try_probe(argv)
+    return probe.output if probe is not None and probe.code == 0 else None
 
 
 def nvidia_gpus(run: RunProbe, notes: list[str]) -> list[Gpu]:
@@ -167,14 +185,8 @@ def amd_gpus(run: RunProbe, notes: list[str]) -> list[Gpu]:
 
 def parse_rocm(output: str, notes: list[str]) -> list[Gpu]:
     """JSON by card: `VRAM Total Memory (B)` and `VRAM Total Used Memory (B)` as text; names under several keys."""
-    start = output.find("{")
-    try:
-        cards = msgspec.json.decode(output[start:] if start >= 0 else output, type=dict[str, dict[str, Any]])
-    except msgspec.DecodeError:
-        notes.append("rocm-smi answers something that cannot be read")
-        return []
     gpus = []
-    for key, card in sorted(cards.items()):
+    for key, card in sorted(parse_rocm_cards(output, notes).items()):
         total, used = (str(card.get(name, "")) for name in ("VRAM Total Memory (B)", "VRAM Total Used Memory (B)"))
         if not _is_number(total):
             continue
@@ -184,6 +196,16 @@ def parse_rocm(output: str, notes: list[str]) -> list[Gpu]:
         free = int(total) - int(used) if _is_number(used) else None
         gpus.append(Gpu(name, int(total), free, "amd"))
     return gpus
+
+
+def parse_rocm_cards(output: str, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """The JSON behind whatever warnings stand before it; empty, with a note, where there is none."""
+    start = output.find("{")
+    try:
+        return msgspec.json.decode(output[start:] if start >= 0 else output, type=dict[str, dict[str, Any]])
+    except msgspec.DecodeError:
+        notes.append("rocm-smi answers something that cannot be read")
+        return {}
 
 
 def apple_gpus(ram_total_bytes: int, ram_available_bytes: int) -> list[Gpu]:

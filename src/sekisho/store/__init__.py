@@ -1,4 +1,4 @@
-"""The store: keys, usage, responses state. SQLite by default, PostgreSQL by URL, one code path."""
+"""The store: keys, usage, responses state, tickets, runs. SQLite by default, PostgreSQL by URL, one code path."""
 
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,16 @@ from sekisho.store.escalations import (
 )
 from sekisho.store.keys import SCOPES, KeyRecord, KeySpec, hash_secret, mask
 from sekisho.store.responses import ResponseRecord
+from sekisho.store.runs import (
+    RUN_STATES,
+    STEP_STATES,
+    RunOwner,
+    RunRecord,
+    RunState,
+    StepChild,
+    StepRecord,
+    StepState,
+)
 from sekisho.store.spool import UsageSpool
 from sekisho.store.usage import Group, Spent, UsageRecord, UsageStatus, UsageSummary, month_of
 
@@ -27,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANNELS",
+    "RUN_STATES",
     "SCOPES",
+    "STEP_STATES",
     "TICKET_STATES",
     "Behaviour",
     "Channel",
@@ -41,7 +53,13 @@ __all__ = [
     "NoticeKind",
     "NoticeState",
     "ResponseRecord",
+    "RunOwner",
+    "RunRecord",
+    "RunState",
     "Spent",
+    "StepChild",
+    "StepRecord",
+    "StepState",
     "Store",
     "StoreConfig",
     "Ticket",

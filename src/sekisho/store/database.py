@@ -15,12 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sekisho.core.clock import Clock, SystemClock
 from sekisho.core.errors import StoreUnavailable
-from sekisho.store import escalation_rows, key_rows, response_rows, usage_rows
+from sekisho.store import escalation_rows, key_rows, response_rows, run_rows, usage_rows
 from sekisho.store.backends import Backend, connect, insert_into
 from sekisho.store.escalations import Channel, HumanVerdict, LinkToken, Notice, NoticeState, Ticket, TicketState
 from sekisho.store.keys import KeyRecord, KeySpec
 from sekisho.store.migrate import prepare
 from sekisho.store.responses import ResponseRecord
+from sekisho.store.runs import RunOwner, RunRecord, RunState, StepRecord
 from sekisho.store.schema import meta
 from sekisho.store.usage import Group, Spent, UsageRecord, UsageSummary
 
@@ -59,7 +60,8 @@ def _tell_the_log(task: asyncio.Task[Any]) -> None:
 
 
 class Store:
-    """Keys, usage, responses state and small settings. Made by `open`; usable by many tasks of one event loop.
+    """Keys, usage, responses state, tickets, runs and small settings. Made by `open`; usable by many tasks of one
+    event loop.
 
     A cancelled caller is let go at once, but what it had asked for is carried to its end. Every method that takes no
     `now` reads the clock handed to `open`. Besides StoreUnavailable the methods raise only the request errors that
@@ -96,6 +98,10 @@ class Store:
         if self._running:
             await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT_S)
         await self._backend.engine.dispose()
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock handed to `open`."""
+        return self._clock.now()
 
     @_to_its_end
     async def check(self) -> None:
@@ -374,6 +380,64 @@ class Store:
         """Deletes ended tickets that the book knows, with their notices and links; how many."""
         async with self._write() as connection:
             return await escalation_rows.forget(connection, created_before)
+
+    # Runs. `evaluate/journal.py` works on them; the last four are for whoever looks at them.
+
+    @_to_its_end
+    async def create_run(self, run: RunRecord) -> RunRecord:
+        """The run as it is stored: this one, or an earlier one of the same id."""
+        async with self._write(durable=True) as connection:
+            return await run_rows.create(connection, run)
+
+    @_to_its_end
+    async def claim_run(self, run_id: str, owner: RunOwner, instead_of: str | None, folder: str) -> RunRecord | None:
+        """Makes `owner` the owner if the token there is still `instead_of`; None when somebody was first. Whether the
+        old owner lives is the caller's to know."""
+        async with self._write(durable=True) as connection:
+            return await run_rows.claim(connection, run_id, owner, instead_of, folder)
+
+    @_to_its_end
+    async def run_seen(self, run_id: str, token: str) -> bool:
+        """The owner says that it lives; False when it is the owner no more."""
+        async with self._write() as connection:
+            return await run_rows.seen(connection, run_id, token, self._clock.now())
+
+    @_to_its_end
+    async def release_run(self, run_id: str, token: str, state: RunState, finished_at: float | None = None) -> bool:
+        """The owner leaves the run in `state`; False when it is the owner no more."""
+        async with self._write(durable=True) as connection:
+            return await run_rows.release(connection, run_id, token, state, finished_at, self._clock.now())
+
+    @_to_its_end
+    async def put_step(self, step: StepRecord, token: str) -> bool:
+        """Inserts or replaces a step, synced to the disk; False, and nothing changes, when `token` is not that of the
+        run's owner. May be called again."""
+        async with self._write(durable=True) as connection:
+            return await run_rows.put_step(connection, step, token, self._clock.now())
+
+    @_to_its_end
+    async def get_run(self, run_id: str) -> RunRecord | None:
+        async with self._read() as connection:
+            return await run_rows.get(connection, run_id)
+
+    @_to_its_end
+    async def list_runs(self, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
+        """Newest first."""
+        async with self._read() as connection:
+            return await run_rows.page(connection, kind, limit)
+
+    @_to_its_end
+    async def run_steps(self, run_id: str) -> list[StepRecord]:
+        """In the order in which they first began."""
+        async with self._read() as connection:
+            return await run_rows.steps(connection, run_id)
+
+    @_to_its_end
+    async def forget_run(self, run_id: str) -> bool:
+        """Deletes a run with its steps, not its folder; whether there was one. An owner that still works on it is told
+        at its next write."""
+        async with self._write(durable=True) as connection:
+            return await run_rows.forget(connection, run_id)
 
     # Settings
 

@@ -15,7 +15,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 HEAD = REVISIONS[-1]
 
 metadata = MetaData()
@@ -203,3 +203,45 @@ escalation_tokens = Table(
     Column("used_at", Double),
 )
 Index("escalation_tokens_ticket_id", escalation_tokens.c.ticket_id)
+
+# Every write to a run and its steps names `owner_token`. `folder` is where the run's files were when it last ran.
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("plan_hash", String(64), nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("mark", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("owner_token", String(64)),
+    Column("owner_pid", BigInteger),
+    Column("owner_birth", Text),
+    Column("owner_host", Text),
+    Column("owner_place", Text),
+    Column("owner_seen_at", Double),
+)
+Index("runs_created_at", runs.c.created_at, runs.c.id)
+
+run_steps = Table(
+    "run_steps",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("inputs_hash", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("result", Text),
+    Column("artifacts", Text, nullable=False),
+    Column("checkpoint", Text),
+    Column("children", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("error", Text),
+)

@@ -1,0 +1,261 @@
+"""Whether the figures of `sekisho bench` are those of an independent tool: guidellm, on the same servers, in turns.
+
+    python bench/agreement.py                            a canned server and the built-in model; about eight minutes
+    python bench/agreement.py --guidellm PATH --repetitions 5
+
+Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. Each repetition has
+both tools at each server once, in alternating order, with the same number of requests in flight, the same texts and
+the same length of answers; the marks before the texts differ, so that neither finds its prompts in the server's cache.
+Success, TTFT and throughput must agree within 5 %, by the median over the repetitions.
+
+Where guidellm means something else: its TPOT has the first token's wait in it (latency / tokens), ours is the time
+after the first token (MLPerf); what we call that is its inter-token latency. Both are printed.
+
+Without `--guidellm` it is installed into build/guidellm-venv (with PyTorch, which it needs: some minutes, 2 GB).
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import uvloop
+
+import report
+from candidates import CannotRun, free_port, spawned, wait_until_ready
+from generator import canned
+from load import Target as Probed
+from sekisho.evaluate import load, prompts
+from sekisho.evaluate.asking import Question
+from sekisho.evaluate.bench_plan import requests_per_s
+from sekisho.evaluate.exchange import Connections
+from sekisho.evaluate.samples import Cell, Request, ok_of
+from sekisho.evaluate.target import Key, Target
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "bench" / "out"
+VENV = ROOT / "build" / "guidellm-venv"
+PACKAGES = ("guidellm==0.8.1", "torch==2.13.0")
+WITHIN = 0.05
+JUDGED = ("success_rate", "ttft_ms", "requests_per_s")
+CANNED_DELAY_MS, CANNED_PACE_MS = 100.0, 10.0
+NOTE_CHARACTERS = 1500  # a prompt of some hundred tokens: a wait that can be told from the noise
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server, and what is asked of it. `ignore_eos`: it would end its answers earlier."""
+
+    name: str
+    target: Target
+    tokens: int
+    ignore_eos: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """One turn of one tool: its own texts."""
+
+    server: Server
+    parallel: int
+    texts: tuple[str, ...]
+
+
+def texts(count: int, *name: object) -> tuple[str, ...]:
+    """Japanese and English in turns, behind notes that are marked by `name`."""
+    found = []
+    for index in range(count):
+        prompt = prompts.pick(index)
+        found.append(prompts.notes(prompt.language, NOTE_CHARACTERS, 7, *name, index) + "\n\n" + prompt.text)
+    return tuple(found)
+
+
+def ours(work: Work) -> Figures:
+    """Our generator: a closed loop."""
+    server, requests = work.server, []
+    more: dict[str, Any] = {"temperature": 0.0, "seed": 7} | ({"ignore_eos": True} if server.ignore_eos else {})
+    for index, text in enumerate(work.texts):
+        question = Question(api="chat", said=(("user", text),), max_tokens=server.tokens, stream=True, more=more)
+        requests.append(Request(index, "agreement", "en", question.body(server.target.model)))
+    cell = Cell(place="engine", loop="closed", tokens=server.tokens, requests=len(requests), parallel=work.parallel)
+
+    async def measure() -> load.Measured:
+        async with Connections(server.target) as connections:
+            return await load.run(cell, connections, requests, load.Options())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        samples = runner.run(measure()).samples
+    ok = ok_of(samples)
+    if not ok:
+        raise CannotRun(f"no success with our generator: {samples[0].faults} {samples[0].detail}")
+    return {
+        "success_rate": len(ok) / len(samples),
+        "ttft_ms": median(each.ttft_ms for each in ok if each.ttft_ms is not None),
+        "requests_per_s": requests_per_s(samples) or 0.0,
+        "total_ms": median(each.total_ms for each in ok),
+        "itl_ms": median(1e3 / each.tok_s for each in ok if each.tok_s is not None),
+        "tpot_ms": median(each.tpot_ms for each in ok if each.tpot_ms is not None),
+        "output_tokens": median(each.completion_tokens for each in ok if each.completion_tokens is not None),
+    }
+
+
+def theirs(work: Work, program: Path) -> Figures:
+    """guidellm, by a file of settings: the key is in it and on no command line."""
+    server = work.server
+    body = {"temperature": 0.0, "seed": 7}
+    backend: dict[str, Any] = {
+        "kind": "openai_http",
+        "target": server.target.url,
+        "model": server.target.model,
+        "extras": {"body": body},
+    }
+    if server.target.key is not None:
+        backend["api_key"] = server.target.key.reveal()
+    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
+        folder = Path(name)
+        lines = (json.dumps({"prompt": text, "output_tokens_count": server.tokens}) for text in work.texts)
+        (folder / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        spec = {
+            "backend": backend,
+            "profile": {"kind": "concurrent", "streams": [work.parallel]},
+            "constraints": [{"kind": "max_requests", "count": len(work.texts)}],
+            "data": [{"kind": "json_file", "path": str(folder / "prompts.jsonl")}],
+            "outputs": [{"kind": "json", "path": str(folder / "result.json")}],
+        }
+        settings = folder / "settings.json"
+        settings.touch(mode=0o600)
+        settings.write_text(json.dumps({"spec": spec}))
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+        done = subprocess.run(
+            [str(program), "run", "-c", str(settings), "--disable-console"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if done.returncode or not (folder / "result.json").exists():
+            raise CannotRun(f"guidellm ended with {done.returncode}: {done.stderr[-800:]}")
+        return _figures(json.loads((folder / "result.json").read_text())["benchmarks"][0]["metrics"])
+
+
+def _figures(metrics: dict[str, Any]) -> Figures:
+    totals = metrics["request_totals"]
+
+    def middle(name: str) -> float:
+        return float(metrics[name]["successful"]["median"])
+
+    return {
+        "success_rate": totals["successful"] / max(1, totals["successful"] + totals["errored"]),
+        "ttft_ms": middle("time_to_first_token_ms"),
+        "requests_per_s": float(metrics["requests_per_second"]["successful"]["mean"]),
+        "total_ms": middle("request_latency") * 1e3,
+        "itl_ms": middle("inter_token_latency_ms"),
+        "tpot_ms": middle("time_per_output_token_ms"),
+        "output_tokens": middle("output_token_count"),
+    }
+
+
+@contextmanager
+def worker() -> Iterator[Target]:
+    """The built-in model, as our server starts it."""
+    port, key = free_port(), "worker-" + secrets.token_hex(16)
+    config = json.dumps({"name": "sekisho-mini", "path": "builtin", "slots": 4})
+    command = [sys.executable, "-m", "sekisho.engines.llama_worker", "--config", config, "--port", str(port)]
+    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as folder:
+        log = Path(folder) / "worker.log"
+        with spawned(command, log, {"SEKISHO_WORKER_KEY": key}) as child:
+            wait_until_ready(child, Probed(port, key, "sekisho-mini"), log, 120)
+            yield Target("engine", f"http://127.0.0.1:{port}", "sekisho-mini", Key(key))
+
+
+def program(given: Path | None) -> Path:
+    """The guidellm to run; installed first where there is none."""
+    if given is not None:
+        return given
+    found = VENV / "bin" / "guidellm"
+    if not found.exists():
+        print(f"installing {' '.join(PACKAGES)} into {VENV.relative_to(ROOT)} ...", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+        subprocess.run([*pip, *PACKAGES], check=True)
+    return found
+
+
+def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path) -> list[tuple[Figures, Figures]]:
+    """Pairs (ours, guidellm's), one a repetition, the order turned round each time."""
+    pairs = []
+    for number in range(given.repetitions):
+        found: dict[str, Figures] = {}
+        tools: list[tuple[str, Callable[[Work], Figures]]] = [("ours", ours), ("guidellm", lambda w: theirs(w, tool))]
+        for name, run in reversed(tools) if number % 2 else tools:
+            work = Work(server, parallel, texts(given.requests, server.name, parallel, number, name))
+            found[name] = run(work)
+        pairs.append((found["ours"], found["guidellm"]))
+        ratios = "  ".join(f"{what} {found['ours'][what] / found['guidellm'][what]:.4f}" for what in JUDGED)
+        print(f"{server.name}, {parallel} in flight, {number + 1}: ours / guidellm  {ratios}", file=sys.stderr)
+    return pairs
+
+
+def table(server: Server, parallel: int, pairs: list[tuple[Figures, Figures]]) -> tuple[str, bool]:
+    """Lines to print, and whether all that is judged agrees."""
+    lines = [f"\n{server.name}, {parallel} in flight, {len(pairs)} repetitions: median (lowest to highest)"]
+    agrees = True
+    for what in pairs[0][0]:
+        mine, other = ([pair[side][what] for pair in pairs] for side in (0, 1))
+        ratios = [one / two for one, two in zip(mine, other, strict=True)]
+        held = abs(median(ratios) - 1) <= WITHIN
+        agrees &= held or what not in JUDGED
+        verdict = ("agrees" if held else "DOES NOT AGREE") if what in JUDGED else ""
+        lines.append(f"  {what:15} ours {_spread(mine)}  guidellm {_spread(other)}  ratio {_spread(ratios)}  {verdict}")
+    return "\n".join(lines), agrees
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guidellm", type=Path, help="the program; default: build/guidellm-venv, installed if need be")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--parallels", default="1,2")
+    parser.add_argument("--only", choices=["canned", "engine"])
+    given = parser.parse_args()
+    tool, good, results = program(given.guidellm), True, []
+    try:
+        with canned(CANNED_DELAY_MS, CANNED_PACE_MS, 32) as url, worker() as engine:
+            servers = [
+                Server("canned", Target("engine", url, "canned"), 32, ignore_eos=False),
+                Server("engine", engine, 192, ignore_eos=True),
+            ]
+            for server in servers:
+                for parallel in map(int, given.parallels.split(",")) if given.only in (None, server.name) else ():
+                    pairs = compare(server, parallel, given, tool)
+                    text, agrees = table(server, parallel, pairs)
+                    print(text)
+                    good &= agrees
+                    results.append({"server": server.name, "parallel": parallel, "pairs": pairs})
+    except CannotRun as reason:
+        sys.exit(f"cannot measure: {reason}")
+    OUT.mkdir(exist_ok=True)
+    result = {"machine": report.machine(), "packages": PACKAGES, "load": report.load_average(), "results": results}
+    (OUT / "agreement.json").write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()

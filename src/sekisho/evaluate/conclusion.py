@@ -1,0 +1,172 @@
+"""From a run's folder to its figures, its scorecard and its signed report; as often as wanted, and always anew: raters
+and records come later than the measurements."""
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sekisho.core.errors import InvalidRequest, NotFound
+from sekisho.evaluate import approvals, evaluation, evidence, records
+from sekisho.evaluate.definitions import Language
+from sekisho.evaluate.environment import Load, Section
+from sekisho.evaluate.figures import Figures
+from sekisho.evaluate.report.data import ReportData
+from sekisho.evaluate.report_file import write_report
+from sekisho.evaluate.report_parts import (
+    bench_charts,
+    commands,
+    criteria_rows,
+    disagreements,
+    fault_counts,
+    notices,
+    thresholds_part,
+    verdict_part,
+)
+from sekisho.evaluate.rubric.verdict_figures import rubric_figures
+from sekisho.evaluate.scorecard import Scorecard
+from sekisho.ops.home import Home, write_atomically
+
+PLAN_FILE = "plan.json"
+FIGURES_FILE = "figures.json"
+SCORECARD_FILE = "scorecard.json"
+RECORDS_FILE = "records.json"
+ATTESTABLE = ("ui.fatal_errors", "codex.tasks", "codex.connection_failures", "codex.cuts")
+"""What people see in a browser or an editor. Everything else is measured."""
+
+
+class Conclusion(msgspec.Struct, frozen=True):
+    """What a run came to. `signed` False: this home has no signing key, so that nobody can tell a changed report."""
+
+    run: str
+    figures: Figures
+    scorecard: Scorecard
+    report: Path
+    signed: bool
+
+
+class _Environment(msgspec.Struct):
+    sections: tuple[Section, ...] = ()
+    load: Load | None = None
+
+
+class _Loads(msgspec.Struct):
+    before: Load | None = None
+    after: Load | None = None
+
+
+def conclude(
+    home: Home,
+    folder: Path,
+    *,
+    key: bytes | None,
+    language: Language = "en",
+    profile: str | None = None,
+    found: records.Records | None = None,
+    now: float,
+) -> Conclusion:
+    """Writes figures.json, scorecard.json, report.html and manifest.json. `found`: the server's records up to now; None
+    keeps those that are there. `profile` None: the plan's.
+
+    Raises NotFound for a folder that holds no evaluation, ThresholdsError, OSError.
+    """
+    plan = read_plan(folder)
+    if found is not None:
+        _write(folder, RECORDS_FILE, found)
+    seen = evidence.read_steps(folder, evaluation.step_keys(plan))
+    figures = _figures(folder, plan, seen)
+    card = approvals.scorecard(home, figures, profile or plan.profile, folder.name)
+    _write(folder, FIGURES_FILE, figures)
+    _write(folder, SCORECARD_FILE, card)
+    data = _data(folder, plan, seen, figures, card, now)
+    report = write_report(folder, data, key, language)
+    return Conclusion(folder.name, figures, card, report, key is not None)
+
+
+def read_plan(folder: Path) -> evaluation.Plan:
+    """Raises NotFound for a folder that holds no evaluation."""
+    try:
+        return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=evaluation.Plan)
+    except (OSError, msgspec.DecodeError) as error:
+        raise NotFound(f"{folder} holds no evaluation ({error}): sekisho evaluate list") from error
+
+
+def _figures(folder: Path, plan: evaluation.Plan, seen: evidence.Evidence) -> Figures:
+    """Measured, then the raters', then the server's records, then what people counted."""
+    figures = Figures(seen.figures)
+    if plan.rubric:
+        figures = figures.with_(rubric_figures(folder))
+    if (folder / RECORDS_FILE).exists():
+        kept = msgspec.json.decode((folder / RECORDS_FILE).read_bytes(), type=records.Records)
+        figures = figures.with_(records.figures(kept))
+    return figures.with_(evidence.attested_figures(evidence.read_attested(folder), folder.name))
+
+
+def _data(
+    folder: Path,
+    plan: evaluation.Plan,
+    seen: evidence.Evidence,
+    figures: Figures,
+    card: Scorecard,
+    now: float,
+) -> ReportData:
+    environment = _optional(folder / "environment.json", _Environment)
+    loads = _optional(folder / "load.json", _Loads)
+    return ReportData(
+        run=folder.name,
+        title=("Evaluation of " + _models(plan), _models(plan) + " の評価"),
+        made_at=datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds"),
+        notices=notices(plan, card, loads.before, loads.after),
+        verdict=verdict_part(card),
+        criteria=criteria_rows(card),
+        figures=figures,
+        charts=bench_charts(folder, card),
+        faults=fault_counts(seen.tally),
+        exchanges=seen.exchanges,
+        disagreements=disagreements(folder) if plan.rubric else (),
+        plan=_plain(plan),
+        environment=environment.sections,
+        thresholds=thresholds_part(card),
+        commands=commands(plan, folder.name),
+    )
+
+
+def _models(plan: evaluation.Plan) -> str:
+    return ", ".join(dict.fromkeys(model for _, model in plan.places.values()))
+
+
+def _plain(plan: evaluation.Plan) -> dict[str, Any]:
+    value: dict[str, Any] = msgspec.to_builtins(plan)
+    return value
+
+
+def _optional(path: Path, kind: "type[_Environment] | type[_Loads]") -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return kind()
+
+
+def _write(folder: Path, name: str, value: object) -> None:
+    write_atomically(folder / name, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def attest(
+    folder: Path, figure: str, value: float, *, by: str, n: int | None, note: str, now: float
+) -> evidence.Attested:
+    """Adds a figure that a person counted; earlier ones are kept. Raises InvalidRequest for one that is measured, and
+    for one without a name."""
+    if figure not in ATTESTABLE:
+        raise InvalidRequest(
+            f"{figure} is not a figure that a person counts; those are: {', '.join(ATTESTABLE)}", param="figure"
+        )
+    if not by.strip():
+        raise InvalidRequest("Who counted it? Name that person with --by.", param="by")
+    made = evidence.Attested(figure=figure, value=value, n=n, by=by.strip(), note=note, at=now)
+    with (folder / evidence.ATTESTED).open("ab") as file:
+        file.write(msgspec.json.encode(made) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return made

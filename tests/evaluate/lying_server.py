@@ -1,0 +1,59 @@
+"""A real socket server that answers well in many ways, and lies or breaks in many more. The first part of the path says
+which: `http://127.0.0.1:PORT/usage_negative_chat/v1/chat/completions`."""
+
+import asyncio
+from collections import Counter
+
+from good_answers import GOOD, MODEL, Talk, Way
+from lies import LIES
+
+from sekisho.evaluate.target import Key, Place, Target
+
+
+class LyingServer:
+    """Runs in the test's own loop. `seen` counts requests by the first part of their path; `came`: there was one."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.came = asyncio.Event()
+        self.ways: dict[str, Way] = {**GOOD, **{name: told.way for name, told in LIES.items()}}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "LyingServer":
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def target(self, way: str, place: Place = "gateway", key: str | None = "sk-lying-0123456789") -> Target:
+        return Target(place, f"http://127.0.0.1:{self.port}/{way}", MODEL, Key(key) if key else None)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while not writer.is_closing() and await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            if not writer.is_closing():
+                writer.transport.abort()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
+        name = head.split(b" ", 2)[1].split(b"/")[1].decode()
+        self.seen[name] += 1
+        self.came.set()
+        length = next(
+            (int(f.split(b":")[1]) for f in head.split(b"\r\n") if f.lower().startswith(b"content-length")), 0
+        )
+        await self.ways[name](Talk(reader, writer, head, await reader.readexactly(length), self.seen[name]))
+        return True
