@@ -3,7 +3,7 @@
     python bench/agreement.py                            a canned server and the built-in model; about eight minutes
     python bench/agreement.py --guidellm PATH --repetitions 5
 
-Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. Each repetition has
+Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. A repetition has
 both tools at each server once, in alternating order, with the same number of requests in flight, the same texts and
 the same length of answers; the marks before the texts differ, so that neither finds its prompts in the server's cache.
 Success, TTFT and throughput must agree within 5 %, by the median over the repetitions.
@@ -49,7 +49,7 @@ PACKAGES = ("guidellm==0.8.1", "torch==2.13.0")
 WITHIN = 0.05
 JUDGED = ("success_rate", "ttft_ms", "requests_per_s")
 CANNED_DELAY_MS, CANNED_PACE_MS = 100.0, 10.0
-NOTE_CHARACTERS = 1500  # a prompt of some hundred tokens: a wait that can be told from the noise
+NOTE_CHARACTERS = 450  # a prompt of some hundred tokens: a wait that can be told from the noise
 
 Figures = dict[str, float]
 

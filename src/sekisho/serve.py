@@ -291,6 +291,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
     from sekisho.gateway.router import Router
     from sekisho.gateway.routes import ROUTES
     from sekisho.gateway.seal import Sealer, load_or_create_key
+    from sekisho.ops.denials import DenialLog
     from sekisho.store import Store, UsageSpool
 
     settings = plan.settings
@@ -333,6 +334,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
         clock,
         settings.store.responses_ttl_days * 86_400,
         guarding,
+        DenialLog(home, clock),
     )
 
 

@@ -1,14 +1,21 @@
 """The Codex CLI, headless, against a real gateway: `codex exec` with a custom provider, as a user would set it up."""
 
+import asyncio
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))  # a server as a person starts it
+
+import httpx
 import msgspec
 import pytest
+from e2e_harness import Sekisho, eventually
 from gateway_harness import LiveGateway
 from local_model import served, write_tiny_gguf
 from npm_program import npm_program
@@ -17,6 +24,7 @@ from sekisho.core.turn import Reasoning, ToolCall, ToolResult, Turn
 from sekisho.engines import builtin
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
+from sekisho.ops.engine_door import engine_door, restart_engine
 from sekisho.store import KeySpec
 
 pytestmark = [pytest.mark.client, pytest.mark.timeout(900)]
@@ -74,7 +82,8 @@ def engine(live: LiveGateway) -> FakeEngine:
 
 @pytest.fixture
 def codex(tmp_path: Path, live: LiveGateway) -> Codex:
-    """`codex(prompt, *arguments)` runs one turn in an empty folder; `session` keeps or continues it."""
+    """`codex(prompt, *arguments)` runs one turn in an empty folder; `session` keeps or continues it. `settings` is the
+    text of Codex's own settings file, instead of options on the command line."""
     program = npm_program("@openai/codex", "codex", "codex")
     home, folder = tmp_path / "codex-home", tmp_path / "work"
     home.mkdir()
@@ -85,12 +94,17 @@ def codex(tmp_path: Path, live: LiveGateway) -> Codex:
         *arguments: str,
         key: str = "",
         model: str = "fake",
-        server: LiveGateway = live,
+        server: LiveGateway | Sekisho = live,
         session: Literal["none", "new", "last"] = "none",
+        settings: str = "",
     ) -> Run:
         provider = f'{{name="gw",base_url="{server.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
-        flags = ["--ignore-user-config", "--skip-git-repo-check", "--json", "-m", model]
-        flags += ["-c", "model_provider=gw", "-c", f"model_providers.gw={provider}"]
+        flags = ["--skip-git-repo-check", "--json"]
+        if settings:
+            (home / "config.toml").write_text(settings)
+        else:
+            flags += ["--ignore-user-config", "-m", model, "-c", "model_provider=gw"]
+            flags += ["-c", f"model_providers.gw={provider}"]
         flags += {
             "none": ["-C", str(folder), "-s", "danger-full-access", "--ephemeral"],
             "new": ["-C", str(folder), "-s", "danger-full-access"],
@@ -103,7 +117,7 @@ def codex(tmp_path: Path, live: LiveGateway) -> Codex:
             capture_output=True,
             text=True,
             timeout=TURN_TIMEOUT_S,
-            env={**os.environ, "CODEX_HOME": str(home), "GW_KEY": key or server.key},
+            env={**os.environ, "CODEX_HOME": str(home), "GW_KEY": key or server.key, "SEKISHO_KEY": key or server.key},
             check=False,
         )
         events = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
@@ -182,6 +196,59 @@ def test_a_resumed_session(codex: Codex, engine: FakeEngine) -> None:
     assert roles[-3:] == ["user", "assistant", "user"]
 
 
+def printed_settings(live: LiveGateway, model: str = "fake") -> str:
+    """What `sekisho client codex` says to put into ~/.codex/config.toml."""
+    home = live.home.path
+    (home / "sekisho.yaml").write_text("models: [{name: fake, engine: fake}]\n")
+    command = [sys.executable, "-m", "sekisho", "client", "codex", "--json", "--home", str(home)]
+    done = subprocess.run([*command, "--url", live.url, "--model", model], capture_output=True, text=True, check=True)
+    blocks = {block["where"]: block["text"] for block in json.loads(done.stdout)["blocks"]}
+    return str(blocks["~/.codex/config.toml"])
+
+
+def test_the_printed_settings(codex: Codex, live: LiveGateway) -> None:
+    """What `sekisho client codex` prints is Codex's whole settings file, and with the key in its variable it works."""
+    assert codex("hello from 京都", settings=printed_settings(live)).answer() == "hello from 京都"
+
+
+def test_the_printed_settings_and_a_wrong_key(codex: Codex, live: LiveGateway) -> None:
+    """The turn fails with our words and our id."""
+    run = codex("hello", settings=printed_settings(live), key="sk-sekisho-wrong")
+    assert (run.code, run.types()[-1]) == (1, "turn.failed")
+    assert "unknown, revoked or expired" in run.events[-1]["error"]["message"]
+    assert "err_" in run.events[-1]["error"]["message"]
+
+
+def test_a_session_goes_on_after_an_engine_that_broke(codex: Codex, engine: FakeEngine) -> None:
+    """Three turns, the second of which breaks in its middle: it fails by itself, and the third has the first in it, and
+    no half answer."""
+    assert codex("amber is the word", session="new").answer() == "amber is the word"
+    retries = ("-c", "model_providers.gw.stream_max_retries=0")
+    broken = codex("crash:2 a b c", *retries, session="last")
+    assert (broken.code, broken.types()[-1]) == (1, "turn.failed")
+    assert codex("which word", session="last").answer() == "which word"
+    said = [part.text for m in engine.turns[-1].messages if m.role == "assistant" for part in m.parts if part.text]
+    assert said == ["amber is the word"]
+    asked = [part.text for m in engine.turns[-1].messages if m.role == "user" for part in m.parts]
+    assert [text for text in asked if text in ("amber is the word", "which word")] == [
+        "amber is the word",
+        "which word",
+    ]
+
+
+def test_a_budget_that_is_spent_in_mid_session(codex: Codex, live: LiveGateway) -> None:
+    """The turn that finds it spent fails with one clear message; with a new key the session goes on."""
+    record, limited = live.create_key(KeySpec(name="codex-limited", budget_tokens=200_000))
+    assert codex("first", key=limited, session="new").answer() == "first"
+    row = next(row for row in live.usage(1) if row.key_id == record.id)
+    spent = row.input_tokens + row.output_tokens
+    _, poor = live.create_key(KeySpec(name="codex-spent", budget_tokens=spent // 2))
+    refused = codex("second", key=poor, session="last")
+    assert (refused.code, refused.types()[-1]) == (1, "turn.failed")
+    assert "Quota exceeded" in refused.events[-1]["error"]["message"]
+    assert codex("third", key=limited, session="last").answer() == "third"
+
+
 def test_an_output_schema(codex: Codex, engine: FakeEngine, tmp_path: Path) -> None:
     """`--output-schema` reaches the engine as a strict schema, and the answer is the JSON."""
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
@@ -232,6 +299,44 @@ def test_codex_through_llama_cpp(codex: Codex, launch: Callable[..., LiveGateway
         run = codex("hello", model="tiny", server=real)
     assert (run.code, run.complaints(), run.types()[-1]) == (0, [], "turn.completed")
     assert run.events[-1]["usage"]["input_tokens"] > 10_000
+
+
+def test_three_turns_across_a_restart_of_the_engine(codex: Codex, tmp_path: Path) -> None:
+    """A server as a person starts it, and llama.cpp started anew while Codex waits for its answer: Codex asks again,
+    the gateway waits for the engine, and the turn is completed; so are the one before and the one after."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=65_536)
+    models = f"  - {{name: tiny, path: {path}, context: 65536, slots: 1, threads: 1}}\n"
+    guard = "guard: {mode: 'off', output: false}\n"
+    sekisho = Sekisho(tmp_path / "home", models + guard)
+    try:
+        sekisho.up()
+
+        def turn(prompt: str, session: Literal["new", "last"]) -> Run:
+            return codex(prompt, model="tiny", server=sekisho, session=session)
+
+        assert turn("one", "new").types()[-1] == "turn.completed"
+        with ThreadPoolExecutor(1) as threads:
+            second = threads.submit(turn, "two", "last")
+            pid = sekisho.child("engine-tiny").pid
+            assert eventually(lambda: _busy(sekisho) or second.done(), 60)
+            assert not second.done(), "the turn was over before the engine could be stopped"
+            took = asyncio.run(restart_engine(sekisho.home, "tiny"))
+            run = second.result()
+        assert (took.old_pid, run.code, run.types()[-1]) == (pid, 0, "turn.completed"), run.stderr
+        assert turn("three", "last").types()[-1] == "turn.completed"
+    finally:
+        sekisho.down()
+
+
+def _busy(sekisho: Sekisho) -> bool:
+    """Whether the engine is at work, by its own word."""
+    door = asyncio.run(engine_door(sekisho.home, "tiny"))
+    address = door.url.removesuffix("/v1") + "/slots"
+    try:
+        slots = httpx.get(address, headers={"authorization": f"Bearer {door.key.reveal()}"}, timeout=5).json()
+    except httpx.TransportError:
+        return False
+    return any(slot["is_processing"] for slot in slots)
 
 
 @pytest.mark.skipif(not builtin.path().exists(), reason="the built-in model is not there: run `make mini`")

@@ -77,6 +77,9 @@ class OpenWebUi(msgspec.Struct, frozen=True):
     key: str
     key_id: str
 
+    def __repr__(self) -> str:
+        return f"OpenWebUi({self.url})"
+
     def client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.token}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120)
@@ -211,18 +214,33 @@ def test_a_second_turn_keeps_the_history(webui: OpenWebUi, engine: FakeEngine) -
 
 
 def test_a_wrong_key_is_told(webui: OpenWebUi, live: LiveGateway) -> None:
-    """Open WebUI passes our words on: that the key is not known, and the id that is in the log."""
+    """The button that checks a connection shows our words; with it no model of ours can be chosen."""
+    with webui.client() as client:
+        verified = client.post("/openai/verify", json={"url": f"{live.url}/v1", "key": "sk-sekisho-wrong"})
+    assert (verified.status_code, "unknown, revoked or expired" in verified.text) == (401, True)
     webui.connect(f"{live.url}/v1", "sk-sekisho-wrong")
     try:
         status, body, pieces = webui.ask("hello")
-        with webui.client() as client:
-            verified = client.post("/openai/verify", json={"url": f"{live.url}/v1", "key": "sk-sekisho-wrong"})
     finally:
         webui.connect(f"{live.url}/v1", webui.key)
-    assert pieces == []
-    assert status >= 400 or "error" in body
-    assert verified.status_code >= 400
+    assert (status, "Model not found" in body, pieces) == (400, True, [])
     assert webui.ask("hello")[0] == 200
+
+
+def test_a_key_that_is_revoked_under_it_is_told(webui: OpenWebUi, live: LiveGateway) -> None:
+    """The page shows our words, with the id that is in the log."""
+    record, key = live.create_key(KeySpec(name="soon-gone"))
+    webui.connect(f"{live.url}/v1", key)
+    try:
+        assert webui.ask("hello")[0] == 200
+        live.in_store(lambda store: store.revoke_key(record.id))
+        deadline = time.monotonic() + 30
+        while (answer := webui.ask("hello"))[0] == 200 and time.monotonic() < deadline:
+            time.sleep(0.2)  # the gateway looks for changed keys now and then
+    finally:
+        webui.connect(f"{live.url}/v1", webui.key)
+    status, body, _ = answer
+    assert (status, "unknown, revoked or expired" in body, "err_" in body) == (401, True, True)
 
 
 def test_an_error_of_the_engine_is_told(webui: OpenWebUi) -> None:

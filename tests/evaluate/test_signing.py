@@ -1,5 +1,6 @@
 """Seals and manifests, and attacks on them."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sekisho.audit.keys import sign
 from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate.report.signing import (
     MARKER,
@@ -106,10 +108,11 @@ ATTACKS = {
 
 
 def seal_again(html: bytes, key: bytes) -> bytes:
-    """As `seal` would, were it to seal what is sealed: over all that stands before."""
-    body = html.decode().replace("sekisho-report-signature", "X") + "</html>\n"
-    line = seal(body, key).rsplit("\n", 2)[1]
-    return html + line.encode() + b"\n"
+    """A second, good signature over the sealed page: what a forger makes who does not use `seal`."""
+    body, public = html + b"</html>\n", public_key(key)
+    told = f"sekisho report 1\n{public.hex()}\n{hashlib.sha256(body).hexdigest()}\n"
+    line = f"<!-- sekisho-report-signature 1 {public.hex()} {sign(key, told.encode()).hex()} -->\n"
+    return body + line.encode()
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
@@ -186,6 +189,14 @@ def test_a_manifest_made_anew_by_another_is_refused(folder: Path) -> None:
     write_manifest(folder, "run_1", OTHER)
     assert not check_manifest(folder, public_key(KEY)).ok
     assert not check_manifest(folder).ok  # the report is still signed by the first key
+
+
+def test_report_and_manifest_have_one_signer(folder: Path) -> None:
+    """Even with nothing changed, a manifest by another key than the report's is not the run's own."""
+    write_manifest(folder, "run_1", OTHER)
+    checked = check_manifest(folder)
+    assert not checked.ok
+    assert "different keys" in checked.why[0]
 
 
 def test_a_report_of_other_data_is_refused(folder: Path) -> None:

@@ -6,16 +6,20 @@ import typer
 
 from sekisho.cli import (
     audit,
+    bench,
     clients,
     configuration,
     continuity,
     doctor,
     emergency,
     escalation,
+    evaluate,
     gate,
     guard,
     keys,
     models,
+    rubric,
+    scorecard,
     server,
     usage,
     version,
@@ -56,5 +60,9 @@ app.add_typer(configuration.app, name="config")
 clients.register(app)
 doctor.register(app)
 gate.register(app)
+bench.register(app)
 continuity.register(app)
+app.add_typer(rubric.app, name="rubric")
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(scorecard.app, name="scorecard")
 version.register(app)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,10 +80,12 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
+    from sekisho.evaluate.codex_run import find_codex
+
     out, place = Output(as_json=as_json), at_home(home)
     place.create()
     where = Where(url=url, key=key, model=model, public=public, restart=restart_command)
-    chosen = _codex(codex)
+    chosen = find_codex(codex)
     if resume is None:
         from sekisho.evaluate.rubric.tasks import load_tasks
 
@@ -159,13 +160,6 @@ def _command(plan: str, found: Found) -> str:
     return f"sekisho evaluate --plan {plan}{where}"
 
 
-def _codex(named: Path | None) -> Path | None:
-    if named is not None and not os.access(named, os.X_OK):
-        raise CommandFailed(f"{named} is no program", hint="--codex PATH names the Codex CLI", exit_code=USAGE)
-    found = shutil.which("codex")
-    return named or (Path(found) if found else None)
-
-
 def _new_run() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
 
@@ -207,7 +201,7 @@ def _run(
                 out.warn(out.text("evaluate_broken", run=run))
                 raise
     settings = settings_of(place)
-    collected = evaluate_runs.records_of(place, settings, folder, None) if found.ours else None
+    collected = evaluate_runs.records_of(out, place, settings, folder, None) if found.ours else None
     evaluate_runs.tell(out, evaluate_runs.conclude(out, place, folder, collected), plan.rubric)
 
 
@@ -229,16 +223,21 @@ def _as_planned(where: Where, plan: "Plan", place: "Home") -> Where:
 def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", codex: Path | None) -> "Site":
     from functools import partial
 
-    from sekisho.cli.guard_figures import judge_of
+    from sekisho.cli.guard_figures import usable_guard
     from sekisho.evaluate.evaluation import Site
+    from sekisho.evaluate.safety import judge_in_force
 
     restart, cannot = restarter(place, found, where.restart)
+    judge = None
+    if found.ours:
+        with usable_guard():
+            judge = judge_in_force(found.settings.guard, place.guard)
     return Site(
         targets=found.targets,
         environment=partial(environment, place, found),
         restart=restart,
         cannot_restart=cannot,
-        judge=judge_of(place, found.settings).judge_text if found.ours else None,
+        judge=judge,
         codex=codex,
         tasks=tasks,
         held_characters=held_characters(place, found),

@@ -58,12 +58,12 @@ def report_language(out: Output) -> Literal["ja", "en"]:
     return "ja" if out.language == "ja" else "en"
 
 
-def records_of(place: "Home", settings: "Settings", folder: Path, since: str | None) -> "Records":
+def records_of(out: Output, place: "Home", settings: "Settings", folder: Path, since: str | None) -> "Records":
     """The server's own records: of the last fourteen days where nothing else is said."""
     from sekisho.cli.scorecard import collect_records
 
     begin = quantities.past("--since", since or "14d", time.time())
-    return collect_records(place, settings, begin, extra=(folder,))
+    return collect_records(out, place, settings, begin, (folder,))
 
 
 def tell(out: Output, done: "Conclusion", rubric: bool) -> None:
@@ -101,7 +101,7 @@ def report(
     """Make scorecard and report anew: after ratings, attested figures, other thresholds, or more days of records."""
     out, place = Output(as_json=as_json), at_home(home)
     folder = run_folder(place, run)
-    collected = records_of(place, settings_of(place), folder, since) if since is not None else None
+    collected = records_of(out, place, settings_of(place), folder, since) if since is not None else None
     done = conclude(out, place, folder, collected, profile)
     if pdf:
         from sekisho.evaluate.report.pdf import print_pdf

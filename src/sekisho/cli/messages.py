@@ -1,5 +1,6 @@
 """What the commands say, in English and Japanese."""
 
+from sekisho.cli.evaluate_messages import TABLE as EVALUATE
 from sekisho.cli.gate_messages import TABLE as GATES
 from sekisho.cli.rubric_messages import TABLE as RUBRIC
 from sekisho.cli.scorecard_messages import TABLE as SCORECARD
@@ -278,6 +279,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "gpus_total": ("memory", "メモリー"),
     "gpus_share": ("share", "使用率"),
     "gpus_busy": ("busy", "稼働率"),
+    **EVALUATE,
     **GATES,
     **RUBRIC,
     **SCORECARD,

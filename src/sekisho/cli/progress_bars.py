@@ -14,7 +14,7 @@ QUIET_S = 30.0  # how often a line tells of long work where there is no terminal
 
 
 class Bars:
-    """`bars.progress` is what long work is handed (`evaluate.progress.Progress`). One bar a name, in order of coming."""
+    """`bars.progress` is what long work is handed (`evaluate.progress.Progress`). One bar a name, as they come."""
 
     def __init__(self, out: Output, *, quiet: bool = False) -> None:
         self._out = out

@@ -104,7 +104,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rubric_m_both": ("adoptable (both say so)", "採用可能（2 名とも）"),
     "rubric_m_either": ("adoptable (at least one)", "採用可能（少なくとも 1 名）"),
     "rubric_m_each": ("adoptable, {rater} alone", "採用可能（{rater} のみで見た場合）"),
-    "rubric_m_language": ("adoptable, {language} tasks", "採用可能（{language} の課題）"),
+    "rubric_m_language": ("adoptable, {spoken} tasks", "採用可能（{spoken} の課題）"),
     "rubric_m_agreement": ("agreement (adoptable or not)", "一致率（採用可能か否か）"),
     "rubric_m_first": ("agreement before re-rating", "再採点前の一致率"),
     "rubric_m_kappa": ("Cohen's kappa", "Cohen の κ"),

@@ -86,7 +86,7 @@ def _rows(out: Output, found: "Assessment") -> list[tuple[object, ...]]:
     for rater, hits in zip(found.raters, found.each, strict=True):
         rows.append((out.text("rubric_m_each", rater=rater), *count(hits, found.tasks)))
     for language, one in found.by_language.items():
-        rows.append((out.text("rubric_m_language", language=language), *count(one.adoptable, one.tasks)))
+        rows.append((out.text("rubric_m_language", spoken=language), *count(one.adoptable, one.tasks)))
     rows.append((out.text("rubric_m_agreement"), *agreed(found.agreement, AGREEMENT_SHARE)))
     if found.rounds > 1:
         rows.append((out.text("rubric_m_first"), *agreed(found.first_agreement)))

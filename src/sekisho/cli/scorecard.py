@@ -1,6 +1,7 @@
 """`sekisho scorecard`: thresholds, their approval, the verdict, and the server's own records."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,7 +169,7 @@ def records(
 ) -> None:
     """Show what the server's own records say: stops, recovery, who got in, keys in plain text. Exit code 1 where there
     is something to mend."""
-    from sekisho.evaluate.records import collect, figures
+    from sekisho.evaluate.records import figures
     from sekisho.evaluate.thresholds import load
 
     out, place = Output(as_json=as_json), at_home(home)
@@ -178,13 +179,7 @@ def records(
     for extra in path or ():
         if not extra.exists():
             raise CommandFailed(f"{extra}: no such file or folder", exit_code=ABSENT)
-    book = _book(place, recovery)
-    with out.waiting("card_scanning"):
-        found = with_store(
-            place,
-            settings,
-            lambda store: collect(place, store, since=begin, calendar=calendar, book=book, extra=path or ()),
-        )
+    found = collect_records(out, place, settings, begin, path or (), recovery)
     out.json({**_plain(found), "figures": _plain(figures(found))})
     _show_records(out, found, calendar.morning)
     bad = found.stability.stops or found.access.successes or found.scan.count or found.scan.unreadable
@@ -192,6 +187,27 @@ def records(
 
 
 # --- what several commands use --------------------------------------------------------------------------------------
+
+
+def collect_records(
+    out: Output,
+    place: "Home",
+    settings: "Settings",
+    since: float,
+    extra: Sequence[Path] = (),
+    recovery: Path | None = None,
+) -> "Records":
+    """The server's own records since then; the book among them where its key is at hand. Raises CommandFailed."""
+    from sekisho.evaluate.records import collect
+    from sekisho.evaluate.thresholds import load
+
+    calendar, book = load(place).calendar, _book(place, recovery)
+    with out.waiting("card_scanning"):
+        return with_store(
+            place,
+            settings,
+            lambda store: collect(place, store, since=since, calendar=calendar, book=book, extra=extra),
+        )
 
 
 def chosen_profile(option: str | None, settings: "Settings") -> str:

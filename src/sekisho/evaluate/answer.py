@@ -84,6 +84,7 @@ class Reader:
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.pieces: list[float] = []
+        self.tool_pieces = 0
         self.first_text: float | None = None
         self.id: str | None = None
         self.model: str | None = None
@@ -185,6 +186,7 @@ class Reader:
         if not text and kind != "tool":
             return
         self.pieces.append(moment)
+        self.tool_pieces += kind == "tool"
         if kind == "text":
             if self.first_text is None:
                 self.first_text = moment
@@ -255,8 +257,8 @@ class Reader:
         )
 
     def _usage(self) -> tuple[int | None, int | None, int]:
-        """Tokens that can be right. A piece holds at least one token, a token at least one byte, except those that end
-        an answer or are taken out of it."""
+        """Tokens that can be right. A piece of text holds at least one token (a call may be told in more pieces than it
+        has), a token at least one byte, except those that end an answer or are taken out of it."""
         if first_failing(self.faults) is not None:
             return None, None, 0
         if self.usage is None:
@@ -273,7 +275,7 @@ class Reader:
         wrong = (
             prompt < 1
             or (total is not None and total != prompt + completion)
-            or shown < (len(self.pieces) if self.expected.stream else int(size > 0))
+            or shown < (len(self.pieces) - self.tool_pieces if self.expected.stream else int(size > 0))
             or (limit is not None and completion > limit)
             or (not self.has_tool_call and not self.refused and hidden == 0 and shown > size + _UNSEEN_TOKENS)
         )

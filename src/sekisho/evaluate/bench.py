@@ -16,8 +16,11 @@ from sekisho.evaluate.exchange import Connections, Exchange, Limits
 from sekisho.evaluate.progress import Progress, silent
 from sekisho.evaluate.samples import Cell, Language, Request, Sample
 from sekisho.evaluate.target import Place, Target
+from sekisho.ops.children_file import read_children
+from sekisho.ops.home import Home
 
 ROUND_TRIPS = 5
+_ENDED = ("waiting", "failing", "misconfigured")
 _ROUND_TRIP_PATH = "/v1/models"
 _PROBE_CHARACTERS = 600
 _GUESSED_CHARACTERS: dict[Language, float] = {"ja": 1.5, "en": 4.0}
@@ -25,14 +28,16 @@ _GUESSED_CHARACTERS: dict[Language, float] = {"ja": 1.5, "en": 4.0}
 
 class CellRun(msgspec.Struct, frozen=True, kw_only=True):
     """One block of a cell, measured. `connects_ms`: opening a connection, with TLS where there is TLS.
-    `round_trips_ms`: a request that needs no model, on an open connection. `lags_ms`: see `load.Measured`. Fewer
-    samples than `cell.requests`: nobody answered any more."""
+    `round_trips_ms`: a request that needs no model, on an open connection. `lags_ms`: see `load.Measured`. `crashes`:
+    processes of the server that ended meanwhile; None: they cannot be seen. Fewer samples than `cell.requests`: nobody
+    answered any more."""
 
     cell: Cell
     samples: tuple[Sample, ...]
     connects_ms: tuple[float, ...] = ()
     round_trips_ms: tuple[float, ...] = ()
     lags_ms: tuple[float, ...] = ()
+    crashes: int | None = None
 
 
 class Bench(msgspec.Struct, frozen=True):
@@ -67,10 +72,19 @@ async def run_bench(plan: Plan, places: Mapping[Place, Target], run: Runner, pro
 
 
 async def run_cell(
-    cell: Cell, plan: Plan, target: Target, limits: Limits | None = None, progress: Progress = silent
+    cell: Cell,
+    plan: Plan,
+    target: Target,
+    limits: Limits | None = None,
+    progress: Progress = silent,
+    ends: Callable[[], int | None] = lambda: None,
 ) -> CellRun:
-    """Measures one block on connections of its own, opened before it begins. Cancelling ends at once."""
+    """Measures one block on connections of its own, opened before it begins. Cancelling ends at once.
+
+    `ends`: how many of the server's processes have ended unplanned so far, where that can be seen: `ends_of`.
+    """
     options = load.Options(api=plan.api, fresh=plan.fresh)
+    before = ends()
     async with Connections(target, limits) as connections:
         connects_ms, round_trips_ms = await _way(connections, cell, plan)
         characters = {} if cell.prompt_tokens is None else await _characters(connections, cell, plan)
@@ -87,7 +101,20 @@ async def run_cell(
         connects_ms=connects_ms,
         round_trips_ms=round_trips_ms,
         lags_ms=_rounded(measured.lags_ms),
+        crashes=_more_ends(before, ends()),
     )
+
+
+def ends_of(home: Home) -> int | None:
+    """How often processes of the server of this home have ended by themselves; None where none runs from it."""
+    children = read_children(home.run)
+    if children is None:
+        return None
+    return sum(child.restarts + (child.state in _ENDED) for child in children.children)
+
+
+def _more_ends(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
 
 
 def requests_of(

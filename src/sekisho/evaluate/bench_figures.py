@@ -1,7 +1,7 @@
 """A benchmark's samples as figures. Pure. Quantiles are over successes; failures are in the success rate alone."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from sekisho.evaluate.bench import Bench, CellRun
 from sekisho.evaluate.bench_gap import gap_figures
@@ -46,7 +46,8 @@ def summarise(bench: Bench, *, command: str = "", held_characters: int | None = 
         lags = [lag for run in bench.runs if run.cell.id == cell for lag in run.lags_ms]
         figures.append(_lag(f"{_name(cell)}.lag_p95_ms", lags, command))
     for place in dict.fromkeys(run.cell.place for run in bench.runs):
-        figures += _way_figures(place, [run for run in bench.runs if run.cell.place == place], command)
+        runs = [run for run in bench.runs if run.cell.place == place]
+        figures += [_crashes(place, runs, command), *_way_figures(place, runs, command)]
     return figures + gap_figures(bench, command, held_characters)
 
 
@@ -86,25 +87,6 @@ def cell_figures(name: str, samples: Sequence[Sample], wanted: int, command: str
     if samples and samples[0].loop == "open":
         late = [each.late_ms for each in samples]
         figures.append(_quantile(f"{name}.late_p95_ms", "ms", 95, late, "", command))
-    return figures
-
-
-def crash_figures(
-    counts: Mapping[Place, tuple[int | None, int | None]], *, command: str = "", why_null: str = ""
-) -> list[Figure]:
-    """`counts`: how often each place's processes had been started again, before and after. None: it cannot be known."""
-    figures = []
-    for place, (before, after) in counts.items():
-        known = before is not None and after is not None
-        figures.append(
-            Figure(
-                id=f"bench.{place}.crashes",
-                value=max(0, after - before) if before is not None and after is not None else None,
-                unit="count",
-                why_null="" if known else why_null or "the processes there cannot be seen from here",
-                command=command,
-            )
-        )
     return figures
 
 
@@ -167,10 +149,22 @@ def _trouble(samples: Sequence[Sample], wanted: int) -> str:
     return ", ".join(words)
 
 
-def _way_figures(place: Place, runs: Iterable[CellRun], command: str) -> list[Figure]:
-    done = list(runs)
-    connects = [each for run in done for each in run.connects_ms]
-    trips = [each for run in done for each in run.round_trips_ms]
+def _crashes(place: Place, runs: Sequence[CellRun], command: str) -> Figure:
+    known = [run.crashes for run in runs if run.crashes is not None]
+    seen = len(known) == len(runs)
+    return Figure(
+        id=f"bench.{place}.crashes",
+        value=sum(known) if seen else None,
+        unit="count",
+        why_null="" if seen else "the server's processes cannot be seen from here",
+        command=command,
+        file=FILE,
+    )
+
+
+def _way_figures(place: Place, runs: Sequence[CellRun], command: str) -> list[Figure]:
+    connects = [each for run in runs for each in run.connects_ms]
+    trips = [each for run in runs for each in run.round_trips_ms]
     return [
         _quantile(f"bench.{place}.connect_p50_ms", "ms", 50, connects, "no connection came about", command),
         _quantile(f"bench.{place}.round_trip_p50_ms", "ms", 50, trips, "no connection came about", command),

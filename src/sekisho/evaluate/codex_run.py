@@ -70,6 +70,7 @@ async def run_codex(
     progress: Progress = silent,
     *,
     step: Step = at_once,
+    tasks: Sequence[SessionTask] = SESSION_TASKS,
     started: Callable[[Process], Awaitable[None]] | None = None,
 ) -> tuple[SessionResult, ...]:
     """One task after the other, its first prompt alone. `started` is told of each process, which ends with this call.
@@ -77,7 +78,7 @@ async def run_codex(
     Raises NotFound where the program cannot be started, and what `step` and `started` raise.
     """
     plan = plan or CodexPlan()
-    tasks = SESSION_TASKS[: plan.tasks]
+    tasks = tasks[: plan.tasks]
     results = []
     for number, task in enumerate(tasks):
         progress("codex", number, len(tasks))

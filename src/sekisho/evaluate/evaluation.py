@@ -269,7 +269,17 @@ class _Steps:
             ]
             self._leave(context, "codex", Evidence(figures=tuple(figures)))
             return
-        results = await codex_run.run(self._site.codex, self._outermost, self._plan.sessions, context, self._progress)
+        plan = codex_run.CodexPlan(tasks=self._plan.sessions)
+
+        async def one(key: str, play: Callable[[], Awaitable[sessions.SessionResult]]) -> sessions.SessionResult:
+            async def inner(_: StepContext) -> sessions.SessionResult:
+                return await play()
+
+            return msgspec.convert(await self._journal.step(key, plan, inner), sessions.SessionResult)
+
+        results = await codex_run.run_codex(
+            self._site.codex, self._outermost, plan, self._progress, step=one, started=context.child
+        )
         context.write("codex.json", msgspec.json.encode(results))
         figures = codex_run.figures(results, command=command, file="codex.json")
         self._leave(context, "codex", _of_sessions(figures, results))

@@ -31,7 +31,7 @@ from sekisho.evaluate.rubric.agreement import assess
 from sekisho.evaluate.rubric.folder import RubricFolder
 from sekisho.evaluate.rubric.sheets import AXES, Axis, Score
 from sekisho.evaluate.samples import Sample
-from sekisho.evaluate.scorecard import Decision, Scorecard
+from sekisho.evaluate.scorecard import Decision, Scorecard, title
 from sekisho.ops.hardware import usable_threads
 
 BUSY_STOLEN_SHARE = 0.05
@@ -135,9 +135,15 @@ def thresholds_part(card: Scorecard) -> ThresholdsPart:
         sha256=card.rules_sha256,
         approval=approval,
         changes=changes,
+        by_approved=("", "") if card.by_approved is None else title(card.by_approved),
         problem=state.problem,
-        notes=card.notes,
+        notes=_left_out(card),
     )
+
+
+def _left_out(card: Scorecard) -> tuple[Words, ...]:
+    """What was left out of the thresholds; of approval the part tells by itself."""
+    return tuple(note for note in card.notes if note[0].startswith("Left out"))
 
 
 def fault_counts(tallies: Iterable[Tally]) -> tuple[FaultCount, ...]:

@@ -125,6 +125,7 @@ def _to_send(probed: Sequence[Probed]) -> list[int]:
                 for place, one in enumerate(probed)
                 if (one.probe.unsafe, one.decision, one.probe.language) == (unsafe, decision, language)
             ]
+            fitting.sort(key=lambda place: probed[place].decided_by != "rule")  # a rule decides alike in every mode
             wanted += fitting[:LIVE_EACH]
     return wanted
 

@@ -31,6 +31,7 @@ __all__ = [
     "judge",
     "score",
     "shown",
+    "title",
 ]
 
 Decision = Literal["adopt", "limited_a", "limited_b", "reject", "undecided"]
@@ -153,6 +154,11 @@ def _of_pattern(results: Iterable[Result], pattern: Pattern) -> Outcome:
 def _rests_on_certain(results: Iterable[Result], pattern: Pattern, outcome: Outcome) -> bool:
     those = [r.certain for r in results if pattern in r.criterion.patterns and r.outcome == outcome]
     return any(those) if outcome == "fail" else all(those)
+
+
+def title(decision: Decision) -> Words:
+    """The decision in words."""
+    return _MEANING[decision][0]
 
 
 _MEANING: dict[Decision, tuple[Words, tuple[Words, ...]]] = {

@@ -88,9 +88,10 @@ async def run(
     *,
     limits: Limits = SESSION_LIMITS,
     step: Step = at_once,
+    tasks: Sequence[SessionTask] = SESSION_TASKS,
 ) -> tuple[SessionResult, ...]:
-    """Plays the tasks, in the order of `SESSION_TASKS`. Raises only what `step` raises."""
-    tasks = SESSION_TASKS[: plan.tasks]
+    """Plays the first of the tasks, in their order. Raises only what `step` raises."""
+    tasks = tasks[: plan.tasks]
     turn = asyncio.Semaphore(plan.parallel)
     done = 0
 

@@ -35,6 +35,7 @@ from sekisho.gateway.seal import Sealer
 from sekisho.gateway.trouble import persistently, unexpected
 from sekisho.guard.desk import Desk
 from sekisho.guard.desk_config import EscalationConfig
+from sekisho.ops.denials import DenialLog
 from sekisho.store import Store, UsageSpool
 from sekisho.wire import messages, openai_error
 from sekisho.wire.base import ErrorView
@@ -59,6 +60,7 @@ class Gateway:
         clock: Clock,
         responses_ttl_s: float,
         guarding: Guarding,
+        denials: DenialLog,
     ) -> None:
         self.config = config
         self.router = router
@@ -67,6 +69,7 @@ class Gateway:
         self.metrics = Metrics()
         self.responses_ttl_s = responses_ttl_s
         self.guarding = guarding
+        self.denials = denials
         guarding.bind(lambda: self.store, roster.unguarded)
         guarding.checkpoint.on_verdict = self.metrics.observe_verdict
         self.answers: dict[str, tuple[str, Running]] = {}
@@ -105,6 +108,7 @@ class Gateway:
             ("keys", self.ring.watch),
             ("roster", self.roster.watch),
             ("book", self.guarding.keeper.watch),
+            ("denials", self.denials.keep),
         ):
             self._tasks.append(loop.create_task(persistently(name, work), name=name))
 
@@ -120,6 +124,7 @@ class Gateway:
             await self._booking
         await self.roster.close()
         await self.guarding.stop()
+        await asyncio.to_thread(self.denials.close)
         self._spool.close()
         if self._store is not None:
             await self._store.close()
@@ -282,6 +287,8 @@ class Gateway:
 
     async def _tell(self, request: Request, view: ErrorView) -> None:
         self.metrics.errors.labels(str(view.status), view.code).inc()
+        if view.status in (401, 403):
+            self.denials.note(view.code)
         if view.status >= 500:
             where = f"{request.method} {request.path[:200]}"
             log.warning("%s: %d %s %s (%s)", where, view.status, view.code, view.message, view.id)
