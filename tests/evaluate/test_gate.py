@@ -1,16 +1,20 @@
 """Gates against good servers and lying ones: what passes, and what each failure is called, with its next step."""
 
+import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from gateway_harness import FAKE
 from good_answers import ERROR, GOOD, MODEL, Talk, dumped, responses_whole
 from lies import LIES, PAGE
 from lying_server import LyingServer
 
+from sekisho.engines.config import ModelConfig
 from sekisho.evaluate.exchange import Limits
 from sekisho.evaluate.faults import MEANINGS, FaultKind
 from sekisho.evaluate.gate import ALWAYS, CHAT, GATES, RESPONSES, Gate, GateResult, figures, listed_models, run_gates
@@ -338,3 +342,28 @@ def test_nothing_tried_is_not_passed() -> None:
     target = Target("engine", "http://127.0.0.1:1", "m", Key("k" * 20))
     assert as_json([skipped], target)["passed"] is False
     assert responses_whole()["id"] == "resp_1"
+
+
+async def test_a_real_gateway_passes_and_a_real_engine_lacks_state(mini: Target, llama: Target) -> None:
+    """Sekisho before llama.cpp passes every gate, and knows in its second turn what was said in the first; llama.cpp
+    alone keeps no state, and the way out is told."""
+    through = {result.gate: result for result in await run_gates(mini)}
+    assert [(gate, result.passed, result.kind, result.faults) for gate, result in through.items()] == [
+        (gate, True, "", ()) for gate in GATES
+    ]
+    assert "knew" in through["state"].note[0]
+    alone = {result.gate: result for result in await run_gates(llama)}
+    assert [gate for gate, result in alone.items() if not result.passed] == ["state"]
+    assert alone["state"].kind == "state_lost"
+    assert "previous_response_id" in alone["state"].words
+
+
+async def test_a_gateway_without_its_engine(gateway: Callable[..., Any]) -> None:
+    """An engine that is down is a 5xx, told in the gateway's words, and the next step is to restart it."""
+    dead = ModelConfig(name="dead", engine="openai_http", url="http://127.0.0.1:9/v1")
+    live = await asyncio.to_thread(gateway, FAKE, dead)
+    target = Target("gateway", live.url, "dead", Key(live.key))
+    results = {result.gate: result for result in await run_gates(target, limits=Limits(silence_s=20, total_s=40))}
+    assert [gate for gate, result in results.items() if result.passed] == ["models", "no_key"]
+    assert {results[gate].kind for gate in CHAT + RESPONSES} == {"server_error"}
+    assert "estart" in results["responses"].next[0]

@@ -52,7 +52,7 @@ def aimed(
     `must_answer` False: an address elsewhere that lists no models is a target as well, with an empty model. Not inside
     a running loop. Raises CommandFailed, SettingsError, SekishoError.
     """
-    from sekisho.evaluate.target import read_key
+    from sekisho.evaluate.target import Target, read_key
 
     if at not in (None, *PLACES):
         raise CommandFailed(f"--place: {at!r} is none", hint=f"one of {', '.join(PLACES)}", exit_code=USAGE)
@@ -65,11 +65,13 @@ def aimed(
     address = _running_url(place)
     if at == "engine":
         yield _engine(place, chosen)
-    elif given is not None:
-        yield _ours(address, settings, chosen, at, given)
-    else:
-        with temporary_key(place, settings, purpose, lasts_s=lasts_s) as made:
-            yield _ours(address, settings, chosen, at, made)
+        return
+    target = _ours(address, settings, chosen, at, given)
+    if given is not None:
+        yield target
+        return
+    with temporary_key(place, settings, purpose, lasts_s=lasts_s) as made:
+        yield Target(target.place, target.url, target.model, made)
 
 
 def is_ours(place: "Home", url: str) -> bool:
@@ -112,7 +114,7 @@ def _engine(place: "Home", model: str) -> "Target":
     return Target("engine", door.url, model, Key(door.key.reveal()))
 
 
-def _ours(address: str, settings: "Settings", model: str, at: str | None, key: "Key") -> "Target":
+def _ours(address: str, settings: "Settings", model: str, at: str | None, key: "Key | None") -> "Target":
     from sekisho.evaluate.target import Target
 
     if at != "public":

@@ -107,7 +107,7 @@ class Reader:
             return
         kind = by_status(exchange.status)
         if kind is not None:
-            self.fault(kind, _words(exchange.body) or f"HTTP {exchange.status}")
+            self.fault(kind, server_words(exchange))
             return
         encoding = exchange.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -285,15 +285,16 @@ class Reader:
         return prompt, completion, hidden
 
 
-def _words(body: bytes) -> str:
-    """A server's own words about an error."""
+def server_words(exchange: Exchange) -> str:
+    """A server's own words about an error; its status where it has none."""
+    body = exchange.body
     try:
         value = _JSON.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return body.decode(errors="replace").strip()
+        value = None
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    return str(message) if message else body.decode(errors="replace").strip()
+    return str(message or body.decode(errors="replace").strip() or f"HTTP {exchange.status}")
 
 
 def is_called(told: str, names: tuple[str, ...]) -> bool:

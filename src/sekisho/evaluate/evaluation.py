@@ -66,7 +66,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """What an evaluation works with, and what is no part of its plan: keys, programs, this machine.
 
     `restart`: restarts the engine for the cold start. `judge`: whether the guard lets a text pass, as this server's
-    guard would. `held_characters`: how many characters the gateway holds back, for explaining its times.
+    guard would. `held_characters`: how many characters the gateway holds back, for explaining its times. `lives`: how
+    often each place's process has been started again, where that can be seen.
     """
 
     targets: Mapping[Place, Target]
@@ -77,6 +78,14 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     codex: Path | None = None
     tasks: TaskSet | None = None
     held_characters: int | None = None
+    lives: Callable[[], dict[Place, int]] | None = None
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What was so when the benchmark began, also where it goes on after a kill."""
+
+    load: Load
+    lives: dict[Place, int]
 
 
 Work = Callable[[StepContext], Awaitable[None]]
@@ -208,16 +217,23 @@ class _Steps:
             stored = await self._journal.step(f"bench.{cell.key}", cell, work)
             return msgspec.convert(stored, bench.CellRun)
 
-        before = Load.now()
+        if context.state is None:
+            await context.checkpoint(_Begun(load=Load.now(), lives=self._lives()))
+        begun = msgspec.convert(context.state, _Begun)
         whole = await bench.run_bench(plan, self._site.targets, one)
-        after = Load.now(before)
+        after, lives = Load.now(begun.load), self._lives()
         context.write("bench.json", bench_tables.write_json(whole))
         context.write("bench.csv", bench_tables.write_csv(whole.samples).encode())
-        context.write("load.json", msgspec.json.encode({"before": before, "after": after}))
+        context.write("load.json", msgspec.json.encode({"before": begun.load, "after": after}))
         figures = bench_figures.summarise(
             whole, command=self._command("bench"), held_characters=self._site.held_characters
         )
+        ends = {place: (begun.lives.get(place), lives.get(place)) for place in self._plan.places}
+        figures += bench_figures.crash_figures(ends, command=self._command("bench"))
         self._leave(context, "bench", _of_samples(figures, whole.samples))
+
+    def _lives(self) -> dict[Place, int]:
+        return {} if self._site.lives is None else self._site.lives()
 
     def _continuity(self, plan: continuity.Plan) -> Work:
         async def work(context: StepContext) -> None:
@@ -225,7 +241,9 @@ class _Steps:
                 async def inner(_: StepContext) -> continuity.Held:
                     return await talk()
 
-                return msgspec.convert(await self._journal.step(f"continuity.{key}", plan, inner), continuity.Held)
+                return msgspec.convert(
+                    await self._journal.step(f"continuity-{plan.mode}.{key}", plan, inner), continuity.Held
+                )
 
             held = await continuity.run(self._outermost, plan, self._progress, limits=self._limits, step=one)
             file = f"continuity_{plan.mode}.csv"
@@ -249,7 +267,7 @@ class _Steps:
                 async def inner(_: StepContext) -> sessions.SessionResult:
                     return await play()
 
-                stored = await self._journal.step(f"sessions.{key}", plan, inner)
+                stored = await self._journal.step(f"sessions-{mode}.{key}", plan, inner)
                 return msgspec.convert(stored, sessions.SessionResult)
 
             results = await sessions.run(self._outermost, plan, self._progress, step=one)
@@ -275,7 +293,7 @@ class _Steps:
             async def inner(_: StepContext) -> sessions.SessionResult:
                 return await play()
 
-            return msgspec.convert(await self._journal.step(key, plan, inner), sessions.SessionResult)
+            return msgspec.convert(await self._journal.step(f"codex.{key}", plan, inner), sessions.SessionResult)
 
         results = await codex_run.run_codex(
             self._site.codex, self._outermost, plan, self._progress, step=one, started=context.child
@@ -291,6 +309,10 @@ class _Steps:
         figures = safety.figures(found, command=self._command("evaluate"), file="safety.json")
         self._leave(context, "safety", Evidence(figures=tuple(figures)))
 
+    def _as_one(self, what: str) -> Progress:
+        """One bar for work that names each of its parts."""
+        return lambda _, done, total: self._progress(what, done, total)
+
     async def _rubric(self, context: StepContext) -> None:
         """The answers alone: people rate them afterwards."""
         folder = RubricFolder(context.folder)
@@ -298,7 +320,11 @@ class _Steps:
         begun = folder.begun()
         async with asker(self._outermost) as ask:
             await rubric_answers.collect(
-                tasks, ask, self._progress, kept=begun[1] if begun is not None else None, keep=folder.keep_answers
+                tasks,
+                ask,
+                self._as_one("rubric"),
+                kept=begun[1] if begun is not None else None,
+                keep=folder.keep_answers,
             )
         context.keep(f"{RUBRIC}/tasks.json")
         context.keep(f"{RUBRIC}/answers.json")

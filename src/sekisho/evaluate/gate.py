@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from sekisho.evaluate.answer import Answer, Expected, is_called
+from sekisho.evaluate.answer import Answer, Expected, is_called, server_words
 from sekisho.evaluate.answer_apis import read
 from sekisho.evaluate.asking import Question, send
 from sekisho.evaluate.continuity import AGAIN, SET
@@ -156,9 +156,9 @@ class _Tries:
                 fault = Fault(last.trouble or "no_answer", last.detail)
                 return self._failed("no_key", seen, failure_of(fault, status=None, code=None, asked_responses=False))
             if 200 <= last.status < 300:
-                return self._failed("no_key", seen, Failure("let_in", _beginning(last.body)))
+                return self._failed("no_key", seen, Failure("let_in", server_words(last)))
             if last.status not in (401, 403):
-                return self._failed("no_key", seen, Failure("not_turned_away", _beginning(last.body)))
+                return self._failed("no_key", seen, Failure("not_turned_away", server_words(last)))
             readable = readable and isinstance(_json(last.body), dict)
         note = (
             ("", "")
@@ -293,7 +293,7 @@ def _fault_of(exchange: Exchange) -> Fault | None:
         return Fault(exchange.trouble, exchange.detail)
     kind = by_status(exchange.status or 0)
     if kind is not None:
-        return Fault(kind, _beginning(exchange.body))
+        return Fault(kind, server_words(exchange))
     return None if exchange.body.strip() else Fault("empty_body")
 
 

@@ -9,7 +9,7 @@ from sekisho.evaluate import bench_tables, evaluation
 from sekisho.evaluate.bench import Bench
 from sekisho.evaluate.bench_plan import PLACES
 from sekisho.evaluate.criterion import Criterion, Result, Words, shown
-from sekisho.evaluate.definitions import field_words
+from sekisho.evaluate.definitions import define, field_words
 from sekisho.evaluate.environment import Load
 from sekisho.evaluate.evidence import Tally
 from sekisho.evaluate.faults import MEANINGS, Fault
@@ -74,8 +74,18 @@ def verdict_part(card: Scorecard) -> VerdictPart:
 
 
 def _because(result: Result) -> Words:
-    name = result.criterion.name
-    return f"{name[0]}: {result.reason[0]}", f"{name[1]}: {result.reason[1]}"
+    name, reason = result.criterion.name, _reason(result)
+    return f"{name[0]}: {reason[0]}", f"{name[1]}: {reason[1]}"
+
+
+def _reason(result: Result) -> Words:
+    """With names of figures in place of their ids."""
+    english, japanese = result.reason
+    for figure_id in (*((result.figure.id,) if result.figure is not None else ()), *result.missing):
+        if "*" not in figure_id:
+            name = define(figure_id).full_name
+            english, japanese = english.replace(figure_id, name[0]), japanese.replace(figure_id, name[1])
+    return english, japanese
 
 
 def criteria_rows(card: Scorecard) -> tuple[CriterionRow, ...]:
@@ -93,7 +103,7 @@ def _criterion_row(result: Result) -> CriterionRow:
         figure=result.figure.id if result.figure is not None else "",
         state=result.outcome,
         certain=result.certain,
-        why=result.reason,
+        why=_reason(result),
         next=result.next_action or ("", ""),
     )
 
@@ -238,6 +248,8 @@ def disagreements(folder: Path) -> tuple[Disagreement, ...]:
         assessment, tasks, answers = assess(rubric), rubric.tasks(), rubric.answers()
     except RequestError:
         return ()
+    if assessment.round_due is not None:
+        return ()  # the raters are to rate these again, without having seen each other's scores
     prompts = {task.id: task.prompt for task in tasks.all}
     rows = []
     for each in assessment.disagreements:

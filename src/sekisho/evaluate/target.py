@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from sekisho.core.errors import InvalidRequest
 
 Place = Literal["engine", "gateway", "public"]
 
 DEFAULT_KEY_ENV = "SEKISHO_API_KEY"
+_IN_PATHS = "/%:@!$&'()*+,;=~"
 _KEY_FORM = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
@@ -34,6 +35,9 @@ class Key:
 
     __repr__ = __str__
 
+    def __reduce__(self) -> str:
+        raise TypeError("a key is not written down")
+
 
 class Target:
     """One address of one model. `url` is kept without `/v1` and without a slash at its end; `key` None asks without.
@@ -42,20 +46,23 @@ class Target:
     """
 
     def __init__(self, place: Place, url: str, model: str, key: Key | None = None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidRequest(f"{url!r} is no http address: it looks like http://127.0.0.1:8080")
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+        except ValueError as error:
+            raise InvalidRequest(f"{_shown(url)} is no address: {error}") from error
+        if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+            raise InvalidRequest(f"{_shown(url)} is no http address: it looks like http://127.0.0.1:8080")
         if parts.username or parts.password:
             raise InvalidRequest("The address holds a password. Put it into a key: --key env:NAME or --key file:PATH.")
         if parts.query or parts.fragment:
             raise InvalidRequest(f"{url!r}: an address without ? and #")
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise InvalidRequest(f"{url!r}: {error}") from error
+        if port == 0:
+            raise InvalidRequest(f"{url!r}: nobody can be reached at port 0")
         self.place: Place = place
-        self.host, self.port, self.tls = parts.hostname, port, parts.scheme == "https"
-        self.base_path = parts.path.rstrip("/").removesuffix("/v1")
+        self.host, self.tls = host, parts.scheme == "https"
+        self.port: int = port or (443 if self.tls else 80)
+        self.base_path = quote(parts.path, safe=_IN_PATHS).rstrip("/").removesuffix("/v1").rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc}{self.base_path}"
         self.model = model
         self.key = key
@@ -72,6 +79,11 @@ class Target:
 
     def __repr__(self) -> str:
         return f"Target({self.place} {self.url} {self.model} {self.key or 'no key'})"
+
+
+def _shown(url: str) -> str:
+    """What is no address may hold a password all the same."""
+    return repr(url.rpartition("@")[2] if "@" in url else url)
 
 
 def read_key(source: str | None, environment: Mapping[str, str] | None = None) -> Key | None:

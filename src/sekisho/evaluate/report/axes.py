@@ -26,7 +26,7 @@ class Axis(msgspec.Struct, frozen=True):
             raise ValueError("not a number has no place on an axis")
         inside = min(max(value, self.low), self.high)
         low, high, here = (self._scaled(each) for each in (self.low, self.high, inside))
-        return self.start + (self.end - self.start) * (here - low) / (high - low)
+        return self.start + (self.end - self.start) * min(max((here - low) / (high - low), 0.0), 1.0)
 
     def ticks(self, count: int = 5) -> list[tuple[float, str]]:
         """About `count` round values inside the axis, at least two, with labels; an equal one is not repeated."""
