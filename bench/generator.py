@@ -56,7 +56,7 @@ def requests(count: int, tokens: int) -> list[Request]:
     return [Request(index, "canned", "en", body(index)) for index in range(count)]
 
 
-async def measure(url: str, rate: float, seconds: float, tokens: int) -> dict[str, object]:
+async def measure(url: str, rate: float, seconds: float, tokens: int) -> dict[str, float | None]:
     """One run of the open loop, held against the server's times."""
     count = round(rate * seconds)
     cell = Cell(place="engine", loop="open", tokens=tokens, requests=count, rate=rate)
@@ -106,7 +106,7 @@ def main() -> None:
             runs.append(figures)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
             print(f"run {number + 1}: {figures['successes']} of {figures['requests']} ok  {shown}")
-    good = sum(all(abs(float(run[name])) < LIMIT_MS for name in ("error_p50_ms", "error_p99_ms")) for run in runs)
+    good = sum(max(run["error_p50_ms"] or 0.0, run["error_p99_ms"] or 0.0) < LIMIT_MS for run in runs)
     print(f"{good} of {len(runs)} runs within {LIMIT_MS:g} ms at the median and at P99")
     OUT.mkdir(exist_ok=True)
     result = {"machine": report.machine(), "options": vars(given), "runs": runs}

@@ -20,17 +20,16 @@ from good_answers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from lies import LIES
+from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.evaluate.answer import Answer, Expected
 from sekisho.evaluate.answer_apis import Api, read
 from sekisho.evaluate.asking import Question, ask, send
-from sekisho.evaluate.exchange import Connections, Exchange, Limits
+from sekisho.evaluate.exchange import Connections, Exchange
 from sekisho.evaluate.faults import MEANINGS, first_failing
 from sekisho.evaluate.target import Target
 
-LIMITS = Limits(connect_s=5.0, silence_s=0.6, total_s=1.2, max_bytes=1 << 20)
 MAX_TOKENS = 32
 NAMES = (MODEL,)
 
@@ -39,9 +38,9 @@ def question(api: Api, stream: bool, text: str = "Name a city.") -> Question:
     return Question(api=api, said=(("user", text),), max_tokens=MAX_TOKENS, stream=stream)
 
 
-async def told(way: str, api: Api, stream: bool, limits: Limits = LIMITS) -> Answer:
+async def told(way: str, api: Api, stream: bool) -> Answer:
     """The answer of a server that goes this way."""
-    async with LyingServer() as server, Connections(server.target(way), limits) as connections:
+    async with LyingServer() as server, Connections(server.target(way), limits_for(way)) as connections:
         return await ask(connections, question(api, stream))
 
 
@@ -95,7 +94,7 @@ async def test_one_in_fifty_is_found() -> None:
             await (LIES["status_503"].way if talk.number % 50 == 0 else GOOD["honest"])(talk)
 
         server.ways["now_and_then"] = now_and_then
-        async with Connections(server.target("now_and_then"), LIMITS) as connections:
+        async with Connections(server.target("now_and_then"), PATIENT) as connections:
             answers = [await ask(connections, question("chat", number % 2 == 0)) for number in range(100)]
     assert [number for number, answer in enumerate(answers, 1) if not answer.ok] == [50, 100]
     assert {fault.kind for answer in answers for fault in answer.faults} == {"server_error"}
@@ -240,7 +239,7 @@ async def test_a_server_s_own_words_are_kept() -> None:
             await talk.send(b"x" * 100_000, "500 Internal Server Error")
 
         server.ways["verbose"] = verbose
-        async with Connections(server.target("verbose"), LIMITS) as connections:
+        async with Connections(server.target("verbose"), PATIENT) as connections:
             exchange = await send(connections, question("chat", False))
     detail = read("chat", exchange, Expected(NAMES, False)).faults[0].detail
     assert detail == "x" * 300
@@ -263,7 +262,7 @@ async def test_the_fake_engine_answers_well() -> None:
     async with server:
         for query in ("", "?split=1", "?crlf=1", "?comments=1"):
             target = Target("engine", f"http://127.0.0.1:{port}", "fake")
-            async with Connections(target, LIMITS) as connections:
+            async with Connections(target, PATIENT) as connections:
                 for stream in (True, False):
                     body = question("chat", stream, "tokens:9").body("fake")
                     exchange = await connections.exchange("POST", f"/v1/chat/completions{query}", body)

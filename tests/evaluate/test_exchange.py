@@ -17,13 +17,12 @@ from cryptography.x509.oid import NameOID
 from good_answers import MODEL, Talk, dumped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lies import LIES
+from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.evaluate.exchange import Connections, Exchange, Limits
 from sekisho.evaluate.target import Key, Target
 
-LIMITS = Limits(connect_s=5.0, silence_s=0.6, total_s=1.2, max_bytes=1 << 20)
 PATH = "/v1/chat/completions"
 
 
@@ -41,7 +40,7 @@ async def post(connections: Connections, body: bytes = b"{}", **options: Any) ->
 )
 async def test_every_trouble_of_the_wire_has_its_name(way: str) -> None:
     """What is not a whole HTTP answer is told as trouble, in words, and the connection is not used again."""
-    async with LyingServer() as server, Connections(server.target(way), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target(way), limits_for(way)) as connections:
         exchange = await post(connections, dumped({"stream": True}))
         assert exchange.trouble == LIES[way].fault
         assert exchange.detail
@@ -51,7 +50,7 @@ async def test_every_trouble_of_the_wire_has_its_name(way: str) -> None:
 
 async def test_a_connection_is_used_again() -> None:
     """One after the other they share a connection; at the same time each has its own; `fresh` never shares."""
-    async with LyingServer() as server, Connections(server.target("honest"), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target("honest"), PATIENT) as connections:
         first, second = [await post(connections) for _ in range(2)]
         assert first.connected_s is not None
         assert second.connected_s is None
@@ -63,7 +62,7 @@ async def test_a_connection_is_used_again() -> None:
 
 async def test_a_connection_that_closed_meanwhile_is_replaced() -> None:
     """A server that closes after each answer costs a new connection, never an answer."""
-    async with LyingServer() as server, Connections(server.target("closed_after_each"), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target("closed_after_each"), PATIENT) as connections:
         for _ in range(50):
             exchange = await post(connections)
             assert (exchange.status, exchange.trouble) == (200, None)
@@ -72,14 +71,14 @@ async def test_a_connection_that_closed_meanwhile_is_replaced() -> None:
 
 async def test_a_new_connection_that_is_cut_is_not_tried_again() -> None:
     """Only a kept connection is replaced: a request that a fresh one lost was perhaps carried out."""
-    async with LyingServer() as server, Connections(server.target("cut_at_once"), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target("cut_at_once"), PATIENT) as connections:
         assert (await post(connections)).trouble == "cut"
     assert server.seen["cut_at_once"] == 1
 
 
 async def test_a_provisional_answer_is_no_answer() -> None:
     """After 100 and 103 the real answer comes: status, head and first byte are the real one's."""
-    async with LyingServer() as server, Connections(server.target("after_provisional"), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target("after_provisional"), PATIENT) as connections:
         exchange = await post(connections)
     assert exchange.status == 200
     assert exchange.headers["content-type"] == "application/json"
@@ -96,7 +95,7 @@ async def test_a_second_answer_to_one_request_changes_nothing() -> None:
             await talk.raw(one + b"HTTP/1.1 500 Oops\r\nX-Second: yes\r\nContent-Length: 6\r\n\r\nsecond")
 
         server.ways["twice"] = twice
-        async with Connections(server.target("twice"), LIMITS) as connections:
+        async with Connections(server.target("twice"), PATIENT) as connections:
             for _ in range(3):
                 exchange = await post(connections)
                 assert (exchange.status, exchange.body, exchange.trouble) == (200, b"{}", None)
@@ -114,7 +113,7 @@ async def test_bytes_that_nobody_asked_for_end_a_kept_connection() -> None:
             await talk.raw(b"HTTP/1.1 500 Unasked\r\nContent-Length: 0\r\n\r\n")
 
         server.ways["chatty"] = chatty
-        async with Connections(server.target("chatty"), LIMITS) as connections:
+        async with Connections(server.target("chatty"), PATIENT) as connections:
             await post(connections)
             await asyncio.sleep(0.2)
             exchange = await post(connections)
@@ -125,7 +124,7 @@ async def test_a_server_that_never_reads_is_no_answer() -> None:
     """A request that nobody takes, larger than what the system keeps for it, ends with its time."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         target = Target("gateway", f"http://127.0.0.1:{deaf.getsockname()[1]}", MODEL)
-        async with Connections(target, LIMITS) as connections:
+        async with Connections(target, Limits(silence_s=0.6)) as connections:
             exchange = await post(connections, b"x" * (16 << 20))
     assert (exchange.trouble, exchange.status, exchange.first_byte_s) == ("no_answer", None, None)
 
@@ -135,7 +134,7 @@ async def test_nobody_there_is_told_in_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", "http://nowhere.invalid:80"):
-        async with Connections(Target("gateway", url, MODEL), LIMITS) as connections:
+        async with Connections(Target("gateway", url, MODEL), PATIENT) as connections:
             exchange = await post(connections)
         assert (exchange.trouble, exchange.status) == ("not_connected", None)
         assert exchange.detail
@@ -171,21 +170,21 @@ async def test_what_is_sent() -> None:
             await talk.send(dumped({"path": talk.path, "headers": talk.headers, "body": talk.body}))
 
         server.ways["mirror"] = mirror
-        async with Connections(server.target("mirror"), LIMITS) as connections:
+        async with Connections(server.target("mirror"), PATIENT) as connections:
             exchange = await post(connections, dumped({"a": "京"}), headers={"X-Run": "7"})
         told = json.loads(exchange.body)
         assert told["path"] == "/mirror" + PATH
         assert told["body"] == {"a": "京"}
         wanted = {"authorization": "Bearer sk-lying-0123456789", "x-run": "7", "host": f"127.0.0.1:{server.port}"}
         assert wanted.items() <= told["headers"].items()
-        async with Connections(server.target("mirror", key=None), LIMITS) as connections:
+        async with Connections(server.target("mirror", key=None), PATIENT) as connections:
             told = json.loads((await connections.exchange("GET", "/v1/models")).body)
         assert "authorization" not in told["headers"]
 
 
 async def test_moments_are_in_order() -> None:
     """Start, first byte, arrivals and end follow each other on one clock."""
-    async with LyingServer() as server, Connections(server.target("bytewise"), LIMITS) as connections:
+    async with LyingServer() as server, Connections(server.target("bytewise"), PATIENT) as connections:
         exchange = await post(connections, dumped({"stream": True}))
     moments = [moment for moment, _ in exchange.arrivals]
     assert moments == sorted(moments)
@@ -204,7 +203,7 @@ async def test_an_answer_that_has_no_body_ends(status: str) -> None:
             await talk.raw(f"HTTP/1.1 {status}\r\nX-Bare: 1\r\n\r\n".encode())
 
         server.ways["bare"] = bare
-        async with Connections(server.target("bare"), LIMITS) as connections:
+        async with Connections(server.target("bare"), PATIENT) as connections:
             exchange = await post(connections)
             again = await post(connections)
     assert (exchange.status, exchange.body, exchange.trouble) == (int(status[:3]), b"", None)
@@ -250,12 +249,12 @@ async def test_tls(tmp_path: Path) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=serving)
     target = Target("public", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", MODEL)
     async with server:
-        async with Connections(target, LIMITS) as connections:
+        async with Connections(target, PATIENT) as connections:
             refused = await connections.exchange("GET", "/v1/models")
         assert refused.trouble == "not_connected"
         assert "certificate" in refused.detail.lower()
         assert asked == 0
-        async with Connections(target, LIMITS, context=ssl.create_default_context(cafile=str(chain))) as connections:
+        async with Connections(target, PATIENT, context=ssl.create_default_context(cafile=str(chain))) as connections:
             exchange = await connections.exchange("GET", "/v1/models")
         assert (exchange.status, exchange.body, exchange.trouble) == (200, b"{}", None)
 
@@ -283,7 +282,7 @@ def test_no_bytes_break_the_client(data: bytes) -> None:
                 talk.close()
 
             server.ways["babble"] = babble
-            async with Connections(server.target("babble"), LIMITS) as connections:
+            async with Connections(server.target("babble"), PATIENT) as connections:
                 return await post(connections)
 
     exchange = asyncio.run(run())
@@ -317,7 +316,7 @@ async def test_a_host_with_colons() -> None:
 
     server = await asyncio.start_server(answer, sock=listener)
     port = listener.getsockname()[1]
-    async with server, Connections(Target("gateway", f"http://[::1]:{port}/x", MODEL, Key("k" * 20)), LIMITS) as there:
+    async with server, Connections(Target("gateway", f"http://[::1]:{port}/x", MODEL, Key("k" * 20)), PATIENT) as there:
         exchange = await there.exchange("GET", "/v1/models")
     assert exchange.status == 200
     assert f"Host: [::1]:{port}\r\n".encode() in heads[0]

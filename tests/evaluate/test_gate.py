@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from gateway_harness import FAKE
 from good_answers import ERROR, GOOD, MODEL, Talk, dumped, responses_whole
-from lies import LIES, PAGE
+from lies import LIES, PAGE, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.engines.config import ModelConfig
@@ -22,7 +22,6 @@ from sekisho.evaluate.gate_report import as_json, as_junit, passed
 from sekisho.evaluate.gate_verdict import OWN
 from sekisho.evaluate.target import Key, Target
 
-LIMITS = Limits(connect_s=5.0, silence_s=0.6, total_s=1.2, max_bytes=1 << 20)
 KEY = "sk-lying-0123456789"
 
 
@@ -50,10 +49,12 @@ class Checking:
             await self.way(talk)
 
 
-async def gated(way: Any, which: tuple[Gate, ...] = GATES, **target: Any) -> dict[Gate, GateResult]:
+async def gated(
+    way: Any, which: tuple[Gate, ...] = GATES, *, limits: Limits = PATIENT, **target: Any
+) -> dict[Gate, GateResult]:
     async with LyingServer() as server:
         server.ways["way"] = way
-        results = await run_gates(server.target("way", **target), which, limits=LIMITS, max_tokens=32)
+        results = await run_gates(server.target("way", **target), which, limits=limits, max_tokens=32)
     return {result.gate: result for result in results}
 
 
@@ -98,7 +99,7 @@ LIES_AT = [
 async def test_a_lie_fails_its_gate(way: str, gate: Gate) -> None:
     """The verdict names the lie, and tells reason and next step in both languages. What servers say that lack the
     Responses API leads to Sekisho in front of them."""
-    result = (await gated(Checking(LIES[way].way), (gate,)))[gate]
+    result = (await gated(Checking(LIES[way].way), (gate,), limits=limits_for(way)))[gate]
     lacking = gate.startswith("responses") and way in ("status_400", "status_404", "status_405", "status_501")
     assert (result.passed, result.kind) == (False, "lacks_api" if lacking else LIES[way].fault)
     assert all((*result.reason, *result.next))
@@ -243,7 +244,7 @@ async def test_nobody_there_is_asked_once() -> None:
     """One refused connection is every gate's verdict."""
     async with LyingServer() as server:
         target = server.target("honest")
-    results = await run_gates(target, limits=LIMITS)
+    results = await run_gates(target, limits=PATIENT)
     assert [result.gate for result in results] == list(GATES)
     assert {result.kind for result in results} == {"not_connected"}
     assert [result.ms is None for result in results] == [False] + [True] * 7
@@ -260,7 +261,7 @@ async def test_a_key_that_a_server_repeats_is_masked() -> None:
         async with LyingServer() as server:
             server.ways["way"] = way
             target = server.target("way")
-            results = await run_gates(target, ("models", "chat_oneshot", "responses"), limits=LIMITS)
+            results = await run_gates(target, ("models", "chat_oneshot", "responses"), limits=PATIENT)
         told = msgspec.json.encode(as_json(results, target)) + as_junit(results, target, at=0)
         assert KEY[:10].encode() not in told
 
@@ -272,7 +273,7 @@ async def test_which_gates() -> None:
         server.ways["way"] = Checking()
         which = (*RESPONSES, *CHAT, *ALWAYS)
         results = await run_gates(
-            server.target("way"), which, lambda *told: seen.append(told), limits=LIMITS, max_tokens=32
+            server.target("way"), which, lambda *told: seen.append(told), limits=PATIENT, max_tokens=32
         )
     assert [result.gate for result in results] == list(GATES[:-1])
     assert seen[-1] == ("gate gateway", 7, 7)
@@ -283,7 +284,7 @@ async def test_figures() -> None:
     async with LyingServer() as server:
         server.ways["way"] = Checking(checks=False, keeps=False)
         target = server.target("way", place="engine", key=None)
-        results = await run_gates(target, limits=LIMITS, max_tokens=32)
+        results = await run_gates(target, limits=PATIENT, max_tokens=32)
     made = {figure.id: figure for figure in figures(results, target, command="sekisho gate", file="gates.json")}
     assert list(made) == [f"gate.engine.{gate}" for gate in GATES]
     assert made["gate.engine.no_key"].value is None
@@ -302,7 +303,7 @@ async def test_junit_is_xml_whatever_servers_say(tmp_path: Path) -> None:
     async with LyingServer() as server:
         server.ways["way"] = way
         target = server.target("way", place="engine", key=None)
-        results = await run_gates(target, limits=LIMITS)
+        results = await run_gates(target, limits=PATIENT)
     for language in ("en", "ja"):
         root = ElementTree.fromstring(as_junit(results, target, language=language, at=1_790_000_000.0))
         (suite,) = root
@@ -319,8 +320,8 @@ async def test_junit_is_xml_whatever_servers_say(tmp_path: Path) -> None:
 async def test_listed_models() -> None:
     """The ids of a list, and none where there is no list."""
     async with LyingServer() as server:
-        assert await listed_models(server.target("honest"), LIMITS) == (MODEL,)
-        assert await listed_models(server.target("html_page"), LIMITS) == ()
+        assert await listed_models(server.target("honest"), PATIENT) == (MODEL,)
+        assert await listed_models(server.target("html_page"), PATIENT) == ()
 
 
 def test_every_failure_has_words() -> None:

@@ -2,17 +2,14 @@
 
 import html
 import re
-import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,9 +35,7 @@ from sekisho.evaluate.report.data import (
     VerdictPart,
 )
 from sekisho.evaluate.report.page import render
-from sekisho.evaluate.report.pdf import PdfUnavailable, find_browser, print_pdf
 from sekisho.evaluate.report.signing import check, public_key, seal, shown_digest
-from sekisho.evaluate.report.tables import interval_charts, sections
 from sekisho.evaluate.report.text import visible
 
 KEY = b"k" * 32
@@ -395,66 +390,7 @@ def test_the_least_report_is_a_page() -> None:
     assert "This file is not signed." in told.text("en")
 
 
-@given(
-    st.lists(
-        st.builds(
-            Figure,
-            id=st.sampled_from([each.id for each in FIGURES.all]) | st.text(max_size=20),
-            value=st.none() | st.booleans() | st.integers(0, 10**18) | st.floats(),
-            unit=st.sampled_from(["", "s", "share", "count", "bytes", "days", "ratio", "currency"]),
-            n=st.none() | st.integers(0, 10**9),
-            interval=st.none() | st.builds(Interval, st.floats(), st.floats(), st.text(max_size=9)),
-            interval_missing=st.text(max_size=9),
-        ),
-        max_size=12,
-    ).map(tuple)
-)
-def test_any_figures_make_tables(figures: tuple[Figure, ...]) -> None:
-    """Whatever the figures are, each id is shown once, no table is wider than paper, and each can be drawn."""
-    for language in ("en", "ja"):
-        found = sections(Figures(figures), language)  # type: ignore[arg-type]
-        tables = [table for section in found for table in section.tables]
-        shown = [c.id for table in tables for row in table.rows for c in row.cells if c is not None]
-        assert Counter(shown) == Counter({figure.id: 1 for figure in figures})
-        assert all(len(table.columns) <= 6 for table in tables)
-        assert all(len(row.cells) == max(1, len(table.columns)) for table in tables for row in table.rows)
-    interval_charts(Figures(figures))
-
-
-def test_no_table_is_wider_than_paper() -> None:
-    """Four parallelisms at three lengths are split into tables of six columns, each with all its rows and headings."""
-    figures = tuple(
-        Figure(id=f"bench.engine.closed.p{parallel}.t{tokens}.{what}", value=1.0, unit="s", n=80)
-        for parallel in (1, 2, 3, 4)
-        for tokens in (64, 256, 1024)
-        for what in ("ttft_p95_s", "total_p95_s")
-    )
-    (section,) = sections(Figures(figures), "en")
-    first, second = section.tables
-    assert first.spans == (("64 tokens", 4), ("256 tokens", 2))
-    assert second.spans == (("256 tokens", 2), ("1024 tokens", 4))
-    assert [column.name for column in second.columns[:3]] == ["3 in parallel", "4 in parallel", "1 in parallel"]
-    assert {column.n for column in first.columns} == {80}
-    assert all(cell is not None and cell.n is None for row in first.rows for cell in row.cells)
-
-
-def test_interval_charts_stand_by_parallelism_and_place() -> None:
-    """One chart a figure and length; within it the parallelisms in order, and the places in the order of the way."""
-    figures = tuple(
-        Figure(id=f"bench.{place}.closed.p{parallel}.t256.ttft_p95_s", value=1.0, unit="s")
-        for parallel in (10, 2)
-        for place in ("public", "engine")
-    )
-    (chart,) = interval_charts(Figures(figures))
-    assert [(mark.group[0], mark.name[0]) for mark in chart.marks] == [
-        ("2 in parallel", "engine, direct"),
-        ("2 in parallel", "public address"),
-        ("10 in parallel", "engine, direct"),
-        ("10 in parallel", "public address"),
-    ]
-
-
-# --- signed and printed ---------------------------------------------------------------------------------------------
+# --- signed ---------------------------------------------------------------------------------------------
 
 
 def test_the_page_can_be_verified_by_hand(tmp_path: Path) -> None:
@@ -469,67 +405,3 @@ def test_the_page_can_be_verified_by_hand(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "by_hand.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode == 0) is good, done.stderr
         assert (public_key(KEY).hex() in done.stdout) is good
-
-
-BROWSER = find_browser()
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium, Chrome or Edge is installed")
-def test_printing_gives_the_chosen_language_alone(tmp_path: Path) -> None:
-    """The signed file as it is prints in either language, and its outline has that language's headings only."""
-    page_file, titles = tmp_path / "レポート report.html", {}
-    page_file.write_bytes(seal(render(DATA, "en"), KEY).encode())
-    for language in ("en", "ja"):
-        pdf = tmp_path / f"{language}.pdf"
-        print_pdf(page_file, pdf, language)  # type: ignore[arg-type]
-        titles[language] = pdf.read_bytes()
-    scorecard, japanese = b"(Scorecard)", "評価表".encode("utf-16-be").hex().upper().encode()
-    assert (scorecard in titles["en"], japanese in titles["en"]) == (True, False)
-    assert (scorecard in titles["ja"], japanese in titles["ja"]) == (False, True)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["en.pdf", "ja.pdf", "レポート report.html"]
-
-
-def test_without_a_browser_the_error_says_what_to_do(tmp_path: Path) -> None:
-    """Nothing installed is told as such, with the way by hand."""
-    assert find_browser(search=str(tmp_path)) is None
-    (tmp_path / "r.html").write_text("x")
-    with pytest.raises(PdfUnavailable, match="open the report in a browser and print it"):
-        print_pdf(tmp_path / "r.html", tmp_path / "r.pdf", "en", browser=tmp_path / "missing")
-    with pytest.raises(PdfUnavailable, match="make the report first"):
-        print_pdf(tmp_path / "none.html", tmp_path / "r.pdf", "en", browser=Path(sys.executable))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="uses shell scripts as browsers")
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("echo trouble >&2; exit 3", "exit code 3: trouble"),
-        ("exit 0", "made no PDF"),
-        ('for each; do case "$each" in --print-to-pdf=*) echo no > "${each#*=}";; esac; done', "made no PDF"),
-        ("sleep 60 2>/dev/null & echo $! > pid; wait", "not ready after 1 s"),
-    ],
-)
-def test_a_browser_that_fails_leaves_no_file(tmp_path: Path, script: str, words: str) -> None:
-    """An error, silence, something that is no PDF, and a hang end with a reason; a hanging browser's children end with
-    it, and no half file is left."""
-    browser = tmp_path / "browser"
-    browser.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
-    browser.chmod(browser.stat().st_mode | stat.S_IXUSR)
-    (tmp_path / "r.html").write_text("x")
-    with pytest.raises(PdfUnavailable, match=words):
-        print_pdf(tmp_path / "r.html", tmp_path / "r.pdf", "en", browser=browser, limit_s=1)
-    assert not (tmp_path / "r.pdf").exists()
-    if (tmp_path / "pid").exists():
-        assert ended(int((tmp_path / "pid").read_text()))
-
-
-def ended(pid: int) -> bool:
-    """Whether a process is gone, or dead and only not yet collected, within some seconds."""
-    for _ in range(100):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False

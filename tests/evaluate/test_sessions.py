@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gateway_harness import LiveGateway
 from good_answers import GOOD, Talk, dumped, framed, responses_events, responses_whole
-from lies import LIES
+from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.core.errors import InvalidRequest, NotFound
@@ -26,15 +26,14 @@ from sekisho.evaluate.sessions import MOST_TOOL_ROUNDS, TOOLS, Mode, SessionPlan
 from sekisho.evaluate.target import Key, Target
 from sekisho.guard.config import GuardConfig
 
-LIMITS = Limits(connect_s=5.0, silence_s=0.6, total_s=1.2, max_bytes=1 << 20)
 MODES: list[Mode] = ["responses", "chat"]
 KEY = "sk-lying-0123456789"
 
 
-async def played(plan: SessionPlan, way: Any, **options: Any) -> tuple[SessionResult, ...]:
+async def played(plan: SessionPlan, way: Any, limits: Limits = PATIENT, **options: Any) -> tuple[SessionResult, ...]:
     async with LyingServer() as server:
         server.ways["way"] = way
-        return await run(server.target("way"), plan, limits=LIMITS, **options)
+        return await run(server.target("way"), plan, limits=limits, **options)
 
 
 class Listener:
@@ -118,7 +117,7 @@ async def test_what_went_wrong_is_counted_as_what_it_is(way: str, mode: Mode) ->
     """What was not taken is a connection failure, what stopped coming is a cut, and the rest is neither; a task ends
     with its first request that goes wrong."""
     lie = LIES[way]
-    (result,) = await played(SessionPlan(mode=mode, tasks=1), lie.way)
+    (result,) = await played(SessionPlan(mode=mode, tasks=1), lie.way, limits_for(way))
     if lie.fault.startswith("usage"):
         assert (result.outcome, result.faults, result.requests) == ("ok", (lie.fault,), 3)
         return
@@ -136,7 +135,7 @@ async def test_nobody_there_is_a_connection_failure_in_every_task() -> None:
     """All twenty are tried, and all fail."""
     async with LyingServer() as server:
         target = server.target("honest")
-    results = await run(target, SessionPlan(mode="responses"), limits=LIMITS)
+    results = await run(target, SessionPlan(mode="responses"), limits=PATIENT)
     assert {(result.outcome, result.requests) for result in results} == {("connection", 1)}
     assert len(results) == 20
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 import sys
 import threading
 import time
@@ -171,3 +172,21 @@ def test_the_programs_of_the_harness_are_run(tmp_path: Path, monkeypatch: pytest
     from sekisho.ops.hardware import run_probe
 
     assert run_probe(["nvidia-smi"]) == "hello\n"
+
+
+def row(case: Case) -> str:
+    """A case's line in `docs/doctor.md`: values in braces are dots there."""
+
+    def cell(words: str) -> str:
+        return re.sub(r"\{[^}]*\}", "…", words).replace("|", "\\|")
+
+    return f"| `{case.name}` | {case.severity} | {cell(case.what[0])} | {cell(case.why[0])} | {cell(case.fix[0])} |"
+
+
+def test_the_page_lists_what_can_be_wrong() -> None:
+    """Every warning and error has its line in docs/doctor.md, in the words of the program, and no other line is
+    there."""
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    listed = [line for line in page.splitlines() if line.startswith("| `")]
+    expected = [row(case) for case in every_case().values() if case.severity in ("warning", "error")]
+    assert sorted(listed) == sorted(dict.fromkeys(expected))

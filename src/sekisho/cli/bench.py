@@ -78,7 +78,7 @@ def bench(
     samples = whole.samples
     failed = sum(not each.ok for each in samples)
     out.json({"folder": str(folder), "requests": len(samples), "failed": failed, "figures": plain(figures)})
-    _show(out, folder, whole, figures)
+    _show(out, folder, whole, held)
     if failed or not samples:
         raise typer.Exit(FAILED)
 
@@ -151,8 +151,12 @@ async def _measure(
             found.outermost, restart, repetitions=cold, limits=limits, progress=bars.progress
         )
 
+    def ends() -> int | None:
+        return benching.ends_of(place) if found.ours else None
+
     async def one(cell: Cell) -> benching.CellRun:
-        return await benching.run_cell(cell, plan, found.targets[cell.place], limits, progress=bars.progress)
+        target = found.targets[cell.place]
+        return await benching.run_cell(cell, plan, target, limits, bars.progress, ends)
 
     return starts, await benching.run_bench(plan, found.targets, one), sections
 
@@ -168,6 +172,7 @@ def _write(
     import msgspec
 
     from sekisho.evaluate import bench_figures, bench_tables, cold, evidence
+    from sekisho.evaluate.bench_gap import explain, gaps
     from sekisho.evaluate.figures import Figures
     from sekisho.evaluate.report.data import ReportData
     from sekisho.evaluate.report.page import render
@@ -188,7 +193,8 @@ def _write(
         title=("Benchmark", "ベンチマーク"),
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         figures=Figures(tuple(figures)),
-        charts=bench_charts(folder),
+        charts=bench_charts(whole),
+        remarks=tuple(("speed", explain(gap, whole, held)) for gap in gaps(whole)),
         faults=fault_counts(faults),
         exchanges=len(samples),
         plan=msgspec.to_builtins(whole.plan),
@@ -198,15 +204,12 @@ def _write(
     return figures
 
 
-def _show(out: Output, folder: Path, whole: "Bench", figures: "list[Figure]") -> None:
+def _show(out: Output, folder: Path, whole: "Bench", held: int | None) -> None:
+    from sekisho.evaluate.bench_gap import explain, gaps
     from sekisho.evaluate.bench_tables import summary
 
     for line in summary(whole.samples).splitlines():
         out.line(line)
-    told: dict[str, None] = {}
-    for figure in figures:
-        if figure.id.startswith("bench.gap.") and figure.note:
-            told.setdefault(out.text("bench_gap", place=figure.id.split(".")[2], words=figure.note))
-    for line in told:
-        out.line(line)
+    for gap in gaps(whole):
+        out.say("bench_gap", place=gap.place, words=explain(gap, whole, held)[int(out.language == "ja")])
     out.say("bench_written", folder=folder)

@@ -11,7 +11,7 @@ import typer
 
 from sekisho.cli import compare, evaluate_runs
 from sekisho.cli.aiming import KeyOption, ModelOption, UrlOption
-from sekisho.cli.evaluate_site import Found, Where, environment, held_characters, lives, places, restarter
+from sekisho.cli.evaluate_site import Found, Where, environment, held_characters, places, restarter
 from sekisho.cli.failure import USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
@@ -224,6 +224,7 @@ def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", co
     from functools import partial
 
     from sekisho.cli.guard_figures import usable_guard
+    from sekisho.evaluate.bench import ends_of
     from sekisho.evaluate.evaluation import Site
     from sekisho.evaluate.safety import judge_in_force
 
@@ -241,7 +242,7 @@ def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", co
         codex=codex,
         tasks=tasks,
         held_characters=held_characters(place, found),
-        lives=partial(lives, place, found) if found.ours else None,
+        ends=partial(ends_of, place) if found.ours else lambda: None,
     )
 
 

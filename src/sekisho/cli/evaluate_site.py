@@ -104,19 +104,6 @@ def held_characters(place: "Home", found: Found) -> int | None:
     return max(guard.hold_back_chars, judge_of(place, found.settings).longest_match())
 
 
-def lives(place: "Home", found: Found) -> "dict[Place, int]":
-    """How often our engine's and our gateway's process were started again, of those that there are."""
-    from sekisho.engines.config import ModelConfig
-    from sekisho.ops.children_file import read_children
-
-    children = read_children(place.run)
-    if children is None or not isinstance(found.model, ModelConfig):
-        return {}
-    counts = {child.name: child.restarts for child in children.children}
-    names: dict[Place, str] = {"engine": f"engine-{found.model.name}", "gateway": "gateway"}
-    return {at: counts[name] for at, name in names.items() if name in counts}
-
-
 async def environment(place: "Home", found: Found, progress: "Progress") -> "tuple[Section, ...]":
     """Machine, software, engine and model, settings without secrets."""
     from sekisho.cli.incident import masked_settings, versions

@@ -107,7 +107,7 @@ def approve(
         approved_by=by or (person() if alone else ""),
         why=why,
         run_id=folder.name,
-        manifest_sha256=_manifest(folder),
+        manifest_sha256=_manifest(place, folder),
         alone=alone,
     )
     record = freeze(place, load(place), wish, time.time())
@@ -242,13 +242,15 @@ def figures_of(folder: Path) -> "Figures":
         raise CommandFailed(f"{folder / FIGURES_FILE} cannot be read: {error}") from error
 
 
-def _manifest(folder: Path) -> str:
+def _manifest(place: "Home", folder: Path) -> str:
     """The SHA-256 of the run's manifest, whose signature and files were checked. Raises CommandFailed."""
     import hashlib
 
-    from sekisho.evaluate.report.signing import MANIFEST_FILE, check_manifest
+    from sekisho.cli.evaluate_runs import signing_key_of
+    from sekisho.evaluate.report.signing import MANIFEST_FILE, check_manifest, public_key
 
-    checked = check_manifest(folder)
+    key = signing_key_of(place)
+    checked = check_manifest(folder, None if key is None else public_key(key))
     if not checked.ok:
         raise CommandFailed(f"{folder}: {checked.why[0]}", hint="thresholds rest on a run that is whole and signed")
     return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()

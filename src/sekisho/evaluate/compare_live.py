@@ -173,22 +173,15 @@ def _arm(value: float | None, ratio: bool) -> str:
 
 
 def _forest(found: Comparison) -> ForestChart:
-    """On one scale: above 1 B is better."""
-    rows = tuple(
-        Ratio(
-            name=row.name,
-            value=1 + row.estimate,
-            low=max(1 + row.low, 0.001),
-            high=1 + row.high,
-            margin=1 - row.margin,
-        )
-        for row in forest(found)
-        if 1 + row.estimate > 0
-    )
+    """To the right B is better."""
+    rows = forest(found)
     return ForestChart(
         id="compare",
         title=("B against A, with the margin", "A に対する B と許容幅"),
-        ratios=rows,
+        ratios=tuple(
+            Ratio(name=row.name, value=row.estimate, low=row.low, high=row.high, margin=-row.margin) for row in rows
+        ),
+        scale="share",
         below=("B is worse", "B が劣る"),
         above=("B is better", "B が優れる"),
     )

@@ -4,14 +4,14 @@ and records come later than the measurements."""
 import datetime
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sekisho.core.errors import InvalidRequest, NotFound
 from sekisho.evaluate import approvals, evaluation, evidence, records
 from sekisho.evaluate.definitions import Language
-from sekisho.evaluate.environment import Load, Section
+from sekisho.evaluate.environment import Section
 from sekisho.evaluate.figures import Figures
 from sekisho.evaluate.report.data import ReportData
 from sekisho.evaluate.report_file import write_report
@@ -21,7 +21,9 @@ from sekisho.evaluate.report_parts import (
     criteria_rows,
     disagreements,
     fault_counts,
+    gap_remarks,
     notices,
+    read_bench,
     thresholds_part,
     verdict_part,
 )
@@ -37,6 +39,9 @@ ATTESTABLE = ("ui.fatal_errors", "codex.tasks", "codex.connection_failures", "co
 """What people see in a browser or an editor. Everything else is measured."""
 
 
+T = TypeVar("T")
+
+
 class Conclusion(msgspec.Struct, frozen=True):
     """What a run came to. `signed` False: this home has no signing key, so that nobody can tell a changed report."""
 
@@ -49,12 +54,6 @@ class Conclusion(msgspec.Struct, frozen=True):
 
 class _Environment(msgspec.Struct):
     sections: tuple[Section, ...] = ()
-    load: Load | None = None
-
-
-class _Loads(msgspec.Struct):
-    before: Load | None = None
-    after: Load | None = None
 
 
 def conclude(
@@ -113,21 +112,23 @@ def _data(
     now: float,
 ) -> ReportData:
     environment = _optional(folder / "environment.json", _Environment)
-    loads = _optional(folder / "load.json", _Loads)
+    conditions = _optional(folder / "conditions.json", evaluation.Conditions)
+    whole = read_bench(folder)
     return ReportData(
         run=folder.name,
         title=("Evaluation of " + _models(plan), _models(plan) + " の評価"),
         made_at=datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds"),
-        notices=notices(plan, card, loads.before, loads.after),
+        notices=notices(plan, card, conditions),
         verdict=verdict_part(card),
         criteria=criteria_rows(card),
         figures=figures,
-        charts=bench_charts(folder, card),
+        remarks=() if whole is None else gap_remarks(whole, conditions),
+        charts=() if whole is None else bench_charts(whole, card),
         faults=fault_counts(seen.tally),
         exchanges=seen.exchanges,
         disagreements=disagreements(folder) if plan.rubric else (),
         plan=_plain(plan),
-        environment=environment.sections,
+        environment=() if environment is None else environment.sections,
         thresholds=thresholds_part(card),
         commands=commands(plan, folder.name),
     )
@@ -142,11 +143,11 @@ def _plain(plan: evaluation.Plan) -> dict[str, Any]:
     return value
 
 
-def _optional(path: Path, kind: "type[_Environment] | type[_Loads]") -> Any:
+def _optional(path: Path, kind: type[T]) -> T | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        return kind()
+        return None  # the run has not come so far
 
 
 def _write(folder: Path, name: str, value: object) -> None:

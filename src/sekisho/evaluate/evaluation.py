@@ -66,8 +66,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """What an evaluation works with, and what is no part of its plan: keys, programs, this machine.
 
     `restart`: restarts the engine for the cold start. `judge`: whether the guard lets a text pass, as this server's
-    guard would. `held_characters`: how many characters the gateway holds back, for explaining its times. `lives`: how
-    often each place's process has been started again, where that can be seen.
+    guard would. `held_characters`: how many characters the gateway holds back, for explaining its times. `ends`: how
+    many of the server's processes have ended unplanned so far, where that can be seen.
     """
 
     targets: Mapping[Place, Target]
@@ -78,14 +78,15 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     codex: Path | None = None
     tasks: TaskSet | None = None
     held_characters: int | None = None
-    lives: Callable[[], dict[Place, int]] | None = None
+    ends: Callable[[], int | None] = lambda: None
 
 
-class _Begun(msgspec.Struct, frozen=True):
-    """What was so when the benchmark began, also where it goes on after a kill."""
+class Conditions(msgspec.Struct, frozen=True):
+    """`conditions.json`: the machine before and after the benchmark, and what the gateway holds back of a stream."""
 
-    load: Load
-    lives: dict[Place, int]
+    before: Load
+    after: Load
+    held_characters: int | None = None
 
 
 Work = Callable[[StepContext], Awaitable[None]]
@@ -210,30 +211,22 @@ class _Steps:
 
         async def one(cell: Cell) -> bench.CellRun:
             async def work(inner: StepContext) -> bench.CellRun:
-                return await bench.run_cell(
-                    cell, plan, self._site.targets[cell.place], self._limits, progress=self._progress
-                )
+                target = self._site.targets[cell.place]
+                return await bench.run_cell(cell, plan, target, self._limits, self._progress, self._site.ends)
 
             stored = await self._journal.step(f"bench.{cell.key}", cell, work)
             return msgspec.convert(stored, bench.CellRun)
 
         if context.state is None:
-            await context.checkpoint(_Begun(load=Load.now(), lives=self._lives()))
-        begun = msgspec.convert(context.state, _Begun)
+            await context.checkpoint(Load.now())
+        before = msgspec.convert(context.state, Load)
         whole = await bench.run_bench(plan, self._site.targets, one)
-        after, lives = Load.now(begun.load), self._lives()
+        after, held = Load.now(before), self._site.held_characters
         context.write("bench.json", bench_tables.write_json(whole))
         context.write("bench.csv", bench_tables.write_csv(whole.samples).encode())
-        context.write("load.json", msgspec.json.encode({"before": begun.load, "after": after}))
-        figures = bench_figures.summarise(
-            whole, command=self._command("bench"), held_characters=self._site.held_characters
-        )
-        ends = {place: (begun.lives.get(place), lives.get(place)) for place in self._plan.places}
-        figures += bench_figures.crash_figures(ends, command=self._command("bench"))
+        context.write("conditions.json", msgspec.json.encode(Conditions(before, after, held)))
+        figures = bench_figures.summarise(whole, command=self._command("bench"), held_characters=held)
         self._leave(context, "bench", _of_samples(figures, whole.samples))
-
-    def _lives(self) -> dict[Place, int]:
-        return {} if self._site.lives is None else self._site.lives()
 
     def _continuity(self, plan: continuity.Plan) -> Work:
         async def work(context: StepContext) -> None:

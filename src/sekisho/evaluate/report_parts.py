@@ -7,10 +7,10 @@ from pathlib import Path
 from sekisho.core.errors import RequestError
 from sekisho.evaluate import bench_tables, evaluation
 from sekisho.evaluate.bench import Bench
+from sekisho.evaluate.bench_gap import explain, gaps
 from sekisho.evaluate.bench_plan import PLACES
 from sekisho.evaluate.criterion import Criterion, Result, Words, shown
-from sekisho.evaluate.definitions import define, field_words
-from sekisho.evaluate.environment import Load
+from sekisho.evaluate.definitions import Group, define, field_words
 from sekisho.evaluate.evidence import Tally
 from sekisho.evaluate.faults import MEANINGS, Fault
 from sekisho.evaluate.report.data import (
@@ -170,13 +170,23 @@ def fault_counts(tallies: Iterable[Tally]) -> tuple[FaultCount, ...]:
     )
 
 
-def bench_charts(folder: Path, card: Scorecard | None = None) -> tuple[EcdfChart, ...]:
+def read_bench(folder: Path) -> Bench | None:
+    """The benchmark of a run; None where it has not come so far."""
+    try:
+        return bench_tables.read_json((folder / "bench.json").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def gap_remarks(bench: Bench, conditions: evaluation.Conditions | None) -> tuple[tuple[Group, Words], ...]:
+    """Where the differences between the places come from."""
+    held = None if conditions is None else conditions.held_characters
+    return tuple(("speed", explain(gap, bench, held)) for gap in gaps(bench))
+
+
+def bench_charts(bench: Bench, card: Scorecard | None = None) -> tuple[EcdfChart, ...]:
     """How many requests had their first token, and were done, by when: a chart for each size of answer, at the highest
     parallelism, a curve a place. `card`: whose limits are drawn."""
-    try:
-        bench = bench_tables.read_json((folder / "bench.json").read_bytes())
-    except FileNotFoundError:
-        return ()
     charts: list[EcdfChart] = []
     for loop, parallel, rate, tokens in _cells(bench):
         for what, name, criterion in (
@@ -270,7 +280,7 @@ def _rating(rater: str, score: Score) -> Rating:
     return Rating(rater=rater, scores=scores, severe=score.severe, adoptable=score.adoptable, comment=score.note)
 
 
-def notices(plan: evaluation.Plan, card: Scorecard, before: Load | None, after: Load | None) -> tuple[Words, ...]:
+def notices(plan: evaluation.Plan, card: Scorecard, conditions: evaluation.Conditions | None) -> tuple[Words, ...]:
     """What a reader must know before the figures."""
     told: list[Words] = []
     if plan.name == "quick":
@@ -282,21 +292,8 @@ def notices(plan: evaluation.Plan, card: Scorecard, before: Load | None, after: 
         )
     if card.approval.status in ("changed", "broken"):
         told += [note for note in card.notes if "approv" in note[0]]
-    if after is not None and after.stolen_share is not None and after.stolen_share > BUSY_STOLEN_SHARE:
-        told.append(
-            (
-                f"The hypervisor kept {after.stolen_share:.0%} of the processor time while speed was measured.",
-                f"速度の測定中、プロセッサー時間の {after.stolen_share:.0%} がハイパーバイザーに取られていました。",
-            )
-        )
-    crowded = BUSY_LOAD_PER_THREAD * usable_threads()
-    if before is not None and before.load_1min is not None and before.load_1min > crowded:
-        told.append(
-            (
-                f"The machine was busy when the benchmark began (load {before.load_1min:.1f}).",
-                f"ベンチマーク開始時、マシンは別の処理で混んでいました（負荷 {before.load_1min:.1f}）。",
-            )
-        )
+    if conditions is not None:
+        told += _busy(conditions)
     if "engine" in plan.places and len(plan.places) > 1:
         told.append(
             (
@@ -307,6 +304,27 @@ def notices(plan: evaluation.Plan, card: Scorecard, before: Load | None, after: 
             )
         )
     return tuple(told)
+
+
+def _busy(conditions: evaluation.Conditions) -> list[Words]:
+    """What else took the machine's time."""
+    told: list[Words] = []
+    load, stolen = conditions.before.load_1min, conditions.after.stolen_share
+    if stolen is not None and stolen > BUSY_STOLEN_SHARE:
+        told.append(
+            (
+                f"The hypervisor kept {stolen:.0%} of the processor time while speed was measured.",
+                f"速度の測定中、プロセッサー時間の {stolen:.0%} がハイパーバイザーに取られていました。",
+            )
+        )
+    if load is not None and load > BUSY_LOAD_PER_THREAD * usable_threads():
+        told.append(
+            (
+                f"The machine was busy when the benchmark began (load {load:.1f}).",
+                f"ベンチマーク開始時、マシンは別の処理で混んでいました（負荷 {load:.1f}）。",
+            )
+        )
+    return told
 
 
 def commands(plan: evaluation.Plan, run: str) -> tuple[Command, ...]:

@@ -21,7 +21,7 @@ from sekisho.evaluate.report.tables import interval_charts, sections
 from sekisho.evaluate.report.text import shortened, visible
 
 ANSWER_LETTERS, PROMPT_LETTERS, EXAMPLE_LETTERS, VALUE_LETTERS = 1500, 600, 400, 600
-STYLES = ("page.css", "tables.css", "charts.css", "narrow.css", "print.css")
+STYLES = ("page.css", "contents.css", "tables.css", "charts.css", "narrow.css", "print.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 

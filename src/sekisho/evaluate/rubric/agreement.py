@@ -107,7 +107,8 @@ def assess(folder: RubricFolder) -> Assessment:
         check(sheet, answers.sha256)
     if len(sheets) < 2:
         who = f"only {sheets[0].rater} has" if sheets else "nobody has"
-        raise NotFound(f"Two raters are needed, and {who} begun: sekisho rubric rate {folder.path.parent.name} --rater NAME")
+        run = folder.path.parent.name
+        raise NotFound(f"Two raters are needed, and {who} begun: sekisho rubric rate {run} --rater NAME")
     for sheet in sheets:
         if not sheet.closed(FIRST):
             raise NotFound(f"{sheet.rater} has not handed in the ratings yet.")
