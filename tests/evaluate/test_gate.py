@@ -334,6 +334,16 @@ def test_every_failure_has_words() -> None:
             assert re.search("[ぁ-んァ-ヶ一-龠]", japanese)
 
 
+def test_the_page_has_every_failure() -> None:
+    """docs/gate.md says of each kind what the program says, and names every gate."""
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    for kind, meaning in {**OWN, **MEANINGS}.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |")]
+        assert meaning.what[0] in row
+        assert meaning.next[0] in row
+    assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")][: len(GATES)] == list(GATES)
+
+
 def test_nothing_tried_is_not_passed() -> None:
     """A report without a passed gate is no pass."""
     skipped = GateResult(gate="no_key", passed=None)

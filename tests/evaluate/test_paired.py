@@ -232,6 +232,13 @@ def test_clusters_count_once() -> None:
     assert naive.interval.high - naive.interval.low < 0.4 * (once.interval.high - once.interval.low)
 
 
+def test_large_clusters_are_no_difference() -> None:
+    """Where every pair differs by the same, clusters of one and of fifty leave no doubt about it."""
+    found = bootstrap_difference([1.0] * 62, [3.0] * 62, ["a"] * 50 + ["b"] * 10 + ["c", "d"], seed=1)
+    assert found.interval is not None
+    assert (found.value, found.interval.low, found.interval.high) == (2.0, 2.0, 2.0)
+
+
 @pytest.mark.parametrize("clusters", [30, 60])
 def test_clustered_bootstrap_covers(clusters: int) -> None:
     """With unequal clusters that have effects of their own, 91 % or more of the intervals hold the true mean."""
@@ -301,6 +308,22 @@ def test_ratio_interval_covers_where_the_bootstrap_is_too_narrow(count: int) -> 
     found = [block_ratio(logs, seed=trial) for trial, logs in enumerate(drawn.tolist())]
     assert np.mean([covers(ratio.interval, 1.2) for ratio in found]) >= 0.935
     assert np.mean([covers(ratio.bootstrap, 1.2) for ratio in found]) < (0.92 if count <= 10 else 1)
+
+
+@pytest.mark.parametrize("count", [6, 9, 13, 20])
+def test_interval_ends_where_the_p_value_does(count: int) -> None:
+    """At its ends the mean is not refuted at one-sided 2.5 %, just outside it is: also with random subsets."""
+    found = SubsetMeans(np.random.default_rng(count).normal(0, 1, count), seed=1)
+    interval = found.interval()
+    assert interval is not None
+    assert found.p_below(interval.high) > 0.025 >= found.p_below(np.nextafter(interval.high, 9))
+    assert found.p_above(interval.low) > 0.025 >= found.p_above(np.nextafter(interval.low, -9))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_subset_is_empty(seed: int) -> None:
+    """Of 14 values a random choice is now and then none at all; every subset has a mean all the same."""
+    assert np.isfinite(SubsetMeans([1.0] * 14, seed).sorted).all()
 
 
 def test_random_subsets_agree_with_all() -> None:

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "実行 {run} を削除しました（フォルダーも含む）。",
     ),
     "run": ("run", "実行"),
+    "plan": ("plan", "計画"),
     "title": ("title", "題名"),
     "verdict": ("verdict", "判定"),
     "began": ("began", "開始"),

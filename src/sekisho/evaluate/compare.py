@@ -86,7 +86,8 @@ def shortfalls(plan: ComparePlan) -> tuple[Words, ...]:
         unit: Counted = "pairs"
         needed, there = pairs_for_margin(margin.value, 0.0), 2 * plan.blocks
         if margin.metric == "correct":
-            unit, there = "items", min(there, len(plan.items))
+            judged = sum(bool(item.expected) for item in plan.items) or len(plan.items)
+            unit, there = "items", min(judged, there * judged // len(plan.items))
         if not is_speed(margin.metric) and there < needed:
             told.append(compare_words.few_pairs(margin.metric, margin.value, unit, needed, there))
     return tuple(told)

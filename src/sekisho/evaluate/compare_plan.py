@@ -28,7 +28,8 @@ LEAST_BLOCKS = 6
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A prompt. `expected` is for whoever judges the answer; it is not sent."""
+    """A prompt. `expected` is for whoever judges the answer; it is not sent. Where some items have it, those without
+    are there for speed alone."""
 
     id: str
     prompt: str

@@ -219,7 +219,7 @@ def _measured_share(metric: Metric, margin: float, pairs: Sequence[Pair]) -> Met
         limit=-margin,
         better="higher",
         n=n,
-        left_out=len(pairs) - n if per_pair else len({pair.item for pair in pairs}) - n,
+        left_out=len(pairs) - n if per_pair else len({pair.item for pair in pairs if _is_judged(pair)}) - n,
         a=_arm_share([a for a, _ in means]),
         b=_arm_share([b for _, b in means]),
         estimate=(wins - losses) / n if n else None,
@@ -241,10 +241,14 @@ def _outcomes(pairs: Sequence[Pair], metric: Metric, repeats: bool = True) -> di
             found.setdefault(pair.item, []).append((pair.a.ok, pair.b.ok))
             continue
         a, b = (seen.correct if seen.ok else False for seen in (pair.a, pair.b))
-        judged = (pair.a.ok and a is not None) or (pair.b.ok and b is not None)
-        if judged and a is not None and b is not None and (repeats or pair.item not in found):
+        if _is_judged(pair) and a is not None and b is not None and (repeats or pair.item not in found):
             found.setdefault(pair.item, []).append((a, b))
     return found
+
+
+def _is_judged(pair: Pair) -> bool:
+    """Some items are there for speed alone; nobody says whether their answers are right."""
+    return any(seen.ok and seen.correct is not None for seen in (pair.a, pair.b))
 
 
 def _discordant(outcomes: dict[str, list[tuple[bool, bool]]]) -> tuple[int, int]:

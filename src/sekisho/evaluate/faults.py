@@ -143,10 +143,12 @@ MEANINGS: dict[FaultKind, Meaning] = {
         ),
     ),
     "usage_wrong": Meaning(
-        ("the told tokens cannot be right", "返ったトークン数は正しくありえません"),
+        ("the told tokens do not fit the answer", "返ったトークン数が応答と合いません"),
         (
-            "Token figures are left out. Do not bill by this engine.",
-            "トークンの値は出しません。このエンジンの値で課金しないでください。",
+            "Token figures are left out. Thinking that is hidden and not told apart explains too many; else the count "
+            "is wrong: do not bill by it.",
+            "トークンの値は出しません。多すぎる場合は、表示されない思考が区別されていない可能性があります。"
+            "それ以外は計数の誤りで、課金には使えません。",
         ),
     ),
 }
