@@ -111,9 +111,13 @@ def _of_conversations(path: Path, mode: str) -> list[Sample]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            Sample(f"{mode}-{row['conv_id']}", Observation(ok=True, correct=row["continued"] == "1"))
+            Sample(f"{mode}-{row['conv_id']}", Observation(ok=_went_well(row), correct=row["continued"] == "1"))
             for row in csv.DictReader(file)
         ]
+
+
+def _went_well(row: dict[str, str]) -> bool:
+    return all(status.startswith("2") for status in (row["http1"], row["http2"], row["http3"]))
 
 
 def comparison_part(found: Comparison) -> ComparisonPart:
@@ -152,7 +156,8 @@ def _row(result: MetricResult) -> ComparisonRow:
         told = f"[{low:.3f}, {high:.3f}]" if ratio else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
         interval = (told, told)
     margin = f"{100 * result.margin:g} %" if ratio else f"{100 * result.margin:g}"
-    reason = result.reasons[0] if result.reasons else ("", "")
+    reasons = result.reasons[1:] or result.reasons  # the first one repeats the figure
+    reason = " ".join(words[0] for words in reasons), "".join(words[1] for words in reasons)
     return ComparisonRow(
         name=NAMES[result.metric],
         a=_arm(result.a.value, ratio),
