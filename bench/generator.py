@@ -1,17 +1,20 @@
 """Whether the load generator of `sekisho bench` measures what happened: against the clock of the server itself.
 
     python bench/generator.py                            500 requests a second for 12 s, three times
-    python bench/generator.py --rate 800 --loop uvloop
+    python bench/generator.py --rate 800 --loop asyncio
+    python bench/generator.py --real-time                on a machine that others use meanwhile (Linux, root)
 
 A canned server (`canned.py`, a process of its own) tells for each request when it had read it and when it handed the
 first content chunk to its socket. Between these two lies the true TTFT; the generator's TTFT, from the moment at which
 the request left, must be no more than 1 ms longer (median and P99). `late` is how long after its scheduled moment a
-request left: the generator counts that as waiting, because to whoever is scheduled it is.
+request left: the generator counts that as waiting, because to whoever is scheduled it is. With `--real-time` server
+and generator get the processor before other programs (SCHED_FIFO), so that those are not what is measured.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,8 +97,11 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=20.0)
     parser.add_argument("--pace-ms", type=float, default=10.0)
     parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
+    parser.add_argument("--real-time", action="store_true")
     given = parser.parse_args()
+    if given.real_time:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
     factory = uvloop.new_event_loop if given.loop == "uvloop" else None
     runs = []
     with canned(given.delay_ms, given.pace_ms, given.tokens) as url:

@@ -1,6 +1,6 @@
 """Open WebUI from PyPI, set up with the lines that `sekisho client openwebui` prints, in front of a real gateway.
 
-The installation takes 3 GB and minutes, so these tests have a marker and a make target of their own.
+The installation takes 3 to 8 GB and minutes, so these tests have a marker and a make target of their own.
 """
 
 import asyncio
@@ -34,7 +34,9 @@ from sekisho.store import KeySpec
 
 pytestmark = [pytest.mark.openwebui, pytest.mark.timeout(1800)]
 
-PACKAGE = "open-webui==0.12.*"
+# The newest PyTorch comes from PyPI with 4 GB of CUDA; of this one there are builds for processors, which pip prefers
+# where it is told of them (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, or PIP_FIND_LINKS).
+PACKAGES = ("open-webui==0.12.*", "torch==2.13.0")
 START_TIMEOUT_S = 300
 EMAIL, PASSWORD = "taro@example.com", "correct horse 1"
 PICTURE = BUILD / "openwebui.png"
@@ -119,7 +121,7 @@ def printed_settings(live: LiveGateway, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def webui(live: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenWebUi]:
     """Started as the documentation says: the key in the environment, the printed lines read by the shell."""
-    programs = python_environment("open-webui-venv", PACKAGE)
+    programs = python_environment("open-webui-venv", *PACKAGES)
     folder = tmp_path_factory.mktemp("open-webui")
     record, key = live.create_key(KeySpec(name="open-webui"))
     settings, port = printed_settings(live, folder), free_port()

@@ -92,8 +92,9 @@ def concluded(home: Home, folder: Path, key: bytes | None = None) -> Conclusion:
     return conclude(home, folder, key=key, now=1_790_000_000.0)
 
 
-def but_for_times(figure: Figure) -> tuple[Any, ...]:
+def but_for_times(figure: Figure, run: str) -> tuple[Any, ...]:
     """What must be the same however often a run was killed: everything that is no measured time or speed."""
     timed = figure.unit in ("s", "ms", "tok/s", "req/s") or figure.id.startswith("bench.gap")
     value = (figure.value is None) if timed else figure.value
-    return figure.id, figure.unit, value, figure.why_null if not timed else "", figure.command, figure.file
+    why, command = figure.why_null.replace(run, "RUN"), figure.command.replace(run, "RUN")
+    return figure.id, figure.unit, value, "" if timed else why, command, figure.file

@@ -13,7 +13,8 @@ from sekisho.evaluate.target import Target
 from sekisho.ops.home import Home
 
 CHILD = Path(__file__).with_name("evaluation_child.py")
-DEATHS = (*STEPS, "cell:1", "cell:5", "talk:3", "task:2")
+INNER = {"bench": ("cell:1", "cell:3"), "continuity-chat": ("talk:3",), "sessions-chat": ("task:2",)}
+DEATHS = tuple(death for step in STEPS for death in (*INNER.get(step, ()), step))
 
 
 def child(home: Home, run: str, engine: Target, gateway: Target, death: str) -> int:
@@ -37,7 +38,7 @@ def test_a_run_that_was_killed_in_each_step_comes_to_the_same_report(
         assert child(home, "killed", llama, mini, death) == -signal.SIGKILL, death
     assert child(home, "killed", llama, mini, "never") == 0
     whole, killed = (concluded(home, home.runs / run) for run in ("whole", "killed"))
-    told = [{but_for_times(each) for each in done.figures.all} for done in (whole, killed)]
+    told = [{but_for_times(each, done.run) for each in done.figures.all} for done in (whole, killed)]
     assert {each[0] for each in told[0]} == {each[0] for each in told[1]}
     assert told[0] == told[1]
     for first, second in zip(whole.scorecard.results, killed.scorecard.results, strict=True):

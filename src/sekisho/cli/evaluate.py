@@ -64,6 +64,9 @@ def evaluate(
     ] = None,
     rubric: Annotated[bool, typer.Option("--rubric/--no-rubric", help="Collect answers for two raters.")] = True,
     tasks: Annotated[Path | None, typer.Option("--tasks", help="Your own tasks for the raters, as YAML.")] = None,
+    hourly_price: Annotated[
+        float | None, typer.Option("--hourly-price", min=0.0, help="What the hardware costs an hour.")
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that an answer may take.")] = 180.0,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run; `last` is the newest.")
@@ -99,6 +102,7 @@ def evaluate(
             codex=chosen is not None,
             rubric=rubric,
             timeout_s=timeout_s,
+            hourly_price=hourly_price,
         )
         run = _new_run()
         _run(out, place, run, where, wished, load_tasks(tasks), chosen, ())
@@ -122,10 +126,11 @@ class _Wish:
         codex: bool,
         rubric: bool,
         timeout_s: float,
+        hourly_price: float | None,
     ) -> None:
         self.bench, self.profile, self.cold = bench, profile, cold
         self.users, self.conversations, self.sessions = users, conversations, sessions
-        self.codex, self.rubric, self.timeout_s = codex, rubric, timeout_s
+        self.codex, self.rubric, self.timeout_s, self.hourly_price = codex, rubric, timeout_s, hourly_price
 
     def plan(self, found: Found) -> "Plan":
         from sekisho.cli.scorecard import chosen_profile
@@ -152,6 +157,7 @@ class _Wish:
             rubric=self.rubric,
             timeout_s=self.timeout_s,
             command=_command(self.bench, found),
+            hourly_price=self.hourly_price,
         )
 
 

@@ -13,8 +13,7 @@ from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settin
 from sekisho.cli.output import Output
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.conclusion import Conclusion
-    from sekisho.evaluate.records import Records
+    from sekisho.evaluate.conclusion import Conclusion, Found
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
 
@@ -34,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def conclude(
-    out: Output, place: "Home", folder: Path, collected: "Records | None", profile: str | None = None
+    out: Output, place: "Home", folder: Path, collected: "Found | None", profile: str | None = None
 ) -> "Conclusion":
     """Scorecard and report from the folder; signed where the home has its key."""
     from sekisho.evaluate.conclusion import conclude as make
@@ -58,12 +57,22 @@ def report_language(out: Output) -> Literal["ja", "en"]:
     return "ja" if out.language == "ja" else "en"
 
 
-def records_of(out: Output, place: "Home", settings: "Settings", folder: Path, since: str | None) -> "Records":
-    """The server's own records: of the last fourteen days where nothing else is said."""
+def records_of(out: Output, place: "Home", settings: "Settings", folder: Path, since: str | None) -> "Found":
+    """The server's own records and accounts: of the last fourteen days where nothing else is said."""
+    from sekisho.cli.keys import with_store
     from sekisho.cli.scorecard import collect_records
+    from sekisho.evaluate import cost
+    from sekisho.evaluate.conclusion import Found
 
     begin = quantities.past("--since", since or "14d", time.time())
-    return collect_records(out, place, settings, begin, (folder,))
+    found = collect_records(out, place, settings, begin, (folder,))
+    gateway = settings.gateway
+    accounts = with_store(
+        place,
+        settings,
+        lambda store: cost.collect(store, begin, found.until, gateway.currency, bool(gateway.prices)),
+    )
+    return Found(found, accounts)
 
 
 def tell(out: Output, done: "Conclusion", rubric: bool) -> None:

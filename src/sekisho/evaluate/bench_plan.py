@@ -164,6 +164,13 @@ def requests_per_s(samples: Sequence[Sample]) -> float | None:
     return ok / seconds if ok and seconds > 0 else None
 
 
+def output_per_s(samples: Sequence[Sample]) -> float | None:
+    """Output tokens of one cell's successes over the time that its blocks took; None where no tokens were told."""
+    tokens = sum(each.completion_tokens or 0 for each in ok_of(samples))
+    seconds = sum(_duration_s([each for each in samples if each.block == block]) for block in _blocks(samples))
+    return tokens / seconds if tokens and seconds > 0 else None
+
+
 def _duration_s(block: Sequence[Sample]) -> float:
     begun = min(each.scheduled_ms for each in block)
     return (max(each.scheduled_ms + each.total_ms for each in block) - begun) / 1e3

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.evaluate import approvals, evaluation, evidence, records
+from sekisho.evaluate import approvals, cost, evaluation, evidence, records
 from sekisho.evaluate.definitions import Language
 from sekisho.evaluate.environment import Section
 from sekisho.evaluate.figures import Figures
@@ -52,6 +52,13 @@ class Conclusion(msgspec.Struct, frozen=True):
     signed: bool
 
 
+class Found(msgspec.Struct, frozen=True):
+    """The server's own records and accounts of the same days."""
+
+    records: records.Records
+    accounts: cost.Accounts
+
+
 class _Environment(msgspec.Struct):
     sections: tuple[Section, ...] = ()
 
@@ -63,7 +70,7 @@ def conclude(
     key: bytes | None,
     language: Language = "en",
     profile: str | None = None,
-    found: records.Records | None = None,
+    found: Found | None = None,
     now: float,
 ) -> Conclusion:
     """Writes figures.json, scorecard.json, report.html and manifest.json. `found`: the server's records up to now; None
@@ -73,7 +80,8 @@ def conclude(
     """
     plan = read_plan(folder)
     if found is not None:
-        _write(folder, RECORDS_FILE, found)
+        _write(folder, RECORDS_FILE, found.records)
+        _write(folder, cost.ACCOUNTS_FILE, found.accounts)
     seen = evidence.read_steps(folder, evaluation.step_keys(plan))
     figures = _figures(folder, plan, seen)
     card = approvals.scorecard(home, figures, profile or plan.profile, folder.name)
@@ -100,6 +108,8 @@ def _figures(folder: Path, plan: evaluation.Plan, seen: evidence.Evidence) -> Fi
     if (folder / RECORDS_FILE).exists():
         kept = msgspec.json.decode((folder / RECORDS_FILE).read_bytes(), type=records.Records)
         figures = figures.with_(records.figures(kept))
+        accounts = msgspec.json.decode((folder / cost.ACCOUNTS_FILE).read_bytes(), type=cost.Accounts)
+        figures = figures.with_(cost.account_figures(accounts))
     return figures.with_(evidence.attested_figures(evidence.read_attested(folder), folder.name))
 
 

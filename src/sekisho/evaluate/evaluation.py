@@ -21,6 +21,7 @@ from sekisho.evaluate import (
     cold,
     continuity,
     continuity_record,
+    cost,
     gate,
     gate_report,
     safety,
@@ -46,7 +47,7 @@ KIND = "evaluation"
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured, fixed before the first request. `places`: address and model of each. 0 and False leave out.
-    `command` is what does it all again."""
+    `command` is what does it all again. `hourly_price`: of the hardware, in whatever currency."""
 
     name: str
     profile: str
@@ -60,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rubric: bool
     timeout_s: float
     command: str
+    hourly_price: float | None = None
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +228,9 @@ class _Steps:
         context.write("bench.csv", bench_tables.write_csv(whole.samples).encode())
         context.write("conditions.json", msgspec.json.encode(Conditions(before, after, held)))
         figures = bench_figures.summarise(whole, command=self._command("bench"), held_characters=held)
+        figures.append(
+            cost.hourly_figure(whole, self._plan.hourly_price, self._command("evaluate --hourly-price PRICE"))
+        )
         self._leave(context, "bench", _of_samples(figures, whole.samples))
 
     def _continuity(self, plan: continuity.Plan) -> Work:
