@@ -46,7 +46,7 @@ def compare(
             "--margin", help="How much worse B may be; default ttft=10%, total=10%, tok_s=5%, success=2%, correct=5%."
         ),
     ] = None,
-    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Of four requests each.")] = 40,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Of four requests each.")] = 100,
     items: Annotated[
         Path | None, typer.Option("--items", help='Lines of {"id", "prompt", "max_tokens", "expected"}.')
     ] = None,
@@ -122,33 +122,46 @@ def _live(
     key: str | None,
     resume: str | None,
 ) -> "tuple[Path, Comparison]":
-    import msgspec
-
     from sekisho.evaluate.compare import shortfalls
     from sekisho.evaluate.compare_live import built_in_items, read_items
     from sekisho.evaluate.compare_plan import ComparePlan
-    from sekisho.ops.home import write_atomically
 
     if resume is not None:
-        folder = place.runs / resume
-        try:
-            plan = msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=ComparePlan)
-        except OSError as error:
-            raise CommandFailed(f"there is no comparison {resume}", exit_code=ABSENT) from error
+        folder, plan = place.runs / resume, _planned(place, resume)
     else:
-        folder = place.runs / f"compare-{_stamp()}"
         chosen = read_items(items) if items is not None else built_in_items(seed, max_tokens)
+        folder = place.runs / f"compare-{_stamp()}"
         plan = ComparePlan(arms=arms, items=chosen, margins=margins, blocks=blocks, seed=seed)
-        folder.mkdir(mode=0o700)
-        write_atomically(folder / PLAN_FILE, msgspec.json.format(msgspec.json.encode(plan), indent=1))
-    for words in shortfalls(plan):
-        out.warn(words[int(out.language == "ja")])
     with _targets(out, place, plan.arms, key) as targets, Bars(out, quiet=out.as_json) as bars:
+        for words in shortfalls(plan):
+            out.warn(words[int(out.language == "ja")])
+        _keep_plan(folder, plan)
         try:
             return folder, asyncio.run(_measure(place, folder, plan, targets, bars))
         except BaseException:
             out.warn(out.text("compare_broken", run=folder.name))
             raise
+
+
+def _planned(place: "Home", run: str) -> "ComparePlan":
+    import msgspec
+
+    from sekisho.evaluate.compare_plan import ComparePlan
+
+    try:
+        return msgspec.json.decode((place.runs / run / PLAN_FILE).read_bytes(), type=ComparePlan)
+    except OSError as error:
+        raise CommandFailed(f"there is no comparison {run}", exit_code=ABSENT) from error
+
+
+def _keep_plan(folder: Path, plan: "ComparePlan") -> None:
+    """Before the first request: margins that were set afterwards would be worth nothing."""
+    import msgspec
+
+    from sekisho.ops.home import write_atomically
+
+    folder.mkdir(mode=0o700, exist_ok=True)
+    write_atomically(folder / PLAN_FILE, msgspec.json.format(msgspec.json.encode(plan), indent=1))
 
 
 @contextmanager

@@ -229,6 +229,7 @@ def _as_planned(where: Where, plan: "Plan", place: "Home") -> Where:
 def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", codex: Path | None) -> "Site":
     from functools import partial
 
+    from sekisho.cli.guard import of_the_running_server
     from sekisho.cli.guard_figures import usable_guard
     from sekisho.evaluate.bench import ends_of
     from sekisho.evaluate.evaluation import Site
@@ -238,7 +239,7 @@ def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", co
     judge = None
     if found.ours:
         with usable_guard():
-            judge = judge_in_force(found.settings.guard, place.guard)
+            judge = judge_in_force(of_the_running_server(place) or found.settings.guard, place.guard)
     return Site(
         targets=found.targets,
         environment=partial(environment, place, found),

@@ -96,9 +96,10 @@ def restarter(place: "Home", found: Found, command: str | None) -> "tuple[cold.R
 
 def held_characters(place: "Home", found: Found) -> int | None:
     """How much of a stream our gateway holds back until it is judged; None for other gateways."""
+    from sekisho.cli.guard import of_the_running_server
     from sekisho.cli.guard_figures import judge_of
 
-    guard = found.settings.guard
+    guard = of_the_running_server(place) or found.settings.guard
     if not found.ours or guard.mode == "off" or not guard.output:
         return None
     return max(guard.hold_back_chars, judge_of(place, found.settings).longest_match())

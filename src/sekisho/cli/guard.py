@@ -132,7 +132,7 @@ def mode_in_force(place: "Home", settings: "Settings") -> dict[str, Any]:
     from sekisho.ops.home import running
 
     served = running(place) is not None
-    guard = _of_the_running_server(place) if served else None
+    guard = of_the_running_server(place) if served else None
     source = "settings" if guard is None else "server"
     guard = guard or settings.guard
     emergency = read_emergency(emergency_file(place.guard))
@@ -146,7 +146,8 @@ def mode_in_force(place: "Home", settings: "Settings") -> dict[str, Any]:
     }
 
 
-def _of_the_running_server(place: "Home") -> "GuardConfig | None":
+def of_the_running_server(place: "Home") -> "GuardConfig | None":
+    """The guard's settings with which the server that runs from this home was started."""
     import msgspec
 
     from sekisho.serve import Plan
