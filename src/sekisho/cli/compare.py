@@ -221,7 +221,7 @@ def _write(out: Output, place: "Home", folder: Path, found: "Comparison") -> Non
     import msgspec
 
     from sekisho.evaluate import compare as comparing
-    from sekisho.evaluate.compare_live import comparison_part
+    from sekisho.evaluate.compare_live import comparison_part, verdict_part
     from sekisho.evaluate.figures import Figures
     from sekisho.evaluate.report.data import ReportData
     from sekisho.evaluate.report_file import write_report
@@ -236,6 +236,7 @@ def _write(out: Output, place: "Home", folder: Path, found: "Comparison") -> Non
         title=(f"{found.arms[1]} against {found.arms[0]}", f"{found.arms[0]} に対する {found.arms[1]}"),
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         figures=figures,
+        verdict=verdict_part(found),
         comparison=comparison_part(found),
     )
     key, language = evaluate_runs.signing_key_of(place), evaluate_runs.report_language(out)

@@ -24,12 +24,18 @@ from sekisho.evaluate.pace import pace
 from sekisho.evaluate.paired import Decision
 from sekisho.evaluate.prompts import prompts
 from sekisho.evaluate.report.data import Comparison as ComparisonPart
-from sekisho.evaluate.report.data import ComparisonRow, ForestChart, Ratio, State
+from sekisho.evaluate.report.data import ComparisonRow, ForestChart, Outcome, Ratio, State, VerdictPart
 from sekisho.evaluate.samples import Sample as BenchSample
 
 KEYWORDS = 80  # a margin of 5 % of correct answers needs 73
 KEYWORD_TOKENS = 64
 _STATES: dict[Decision, State] = {"adopt": "pass", "limited": "open", "reject": "fail"}
+_OUTCOMES: dict[Decision, Outcome] = {"adopt": "adopt", "limited": "undecided", "reject": "reject"}
+_DECISIONS: dict[Decision, Words] = {
+    "adopt": ("no worse than its margin", "許容幅を超えて劣らない"),
+    "limited": ("not shown", "未確定"),
+    "reject": ("worse than its margin", "許容幅を超えて劣る"),
+}
 _LANGUAGES: tuple[Language, ...] = ("ja", "en")
 
 
@@ -120,6 +126,13 @@ def _went_well(row: dict[str, str]) -> bool:
     return all(status.startswith("2") for status in (row["http1"], row["http2"], row["http3"]))
 
 
+def verdict_part(found: Comparison) -> VerdictPart:
+    """The first thing on the page: the sentence, and what is said of each metric."""
+    first, *others = found.reasons or (("", ""),)
+    told = [reason for result in found.metrics for reason in result.reasons[1:]]  # the first one repeats the figure
+    return VerdictPart(outcome=_OUTCOMES[found.verdict], sentence=first, reasons=(*others, *told))
+
+
 def comparison_part(found: Comparison) -> ComparisonPart:
     """For the report: a row a metric, and the forest plot."""
     first = found.reasons[0] if found.reasons else ("", "")
@@ -156,8 +169,6 @@ def _row(result: MetricResult) -> ComparisonRow:
         told = f"[{low:.3f}, {high:.3f}]" if ratio else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
         interval = (told, told)
     margin = f"{100 * result.margin:g} %" if ratio else f"{100 * result.margin:g}"
-    reasons = result.reasons[1:] or result.reasons  # the first one repeats the figure
-    reason = " ".join(words[0] for words in reasons), "".join(words[1] for words in reasons)
     return ComparisonRow(
         name=NAMES[result.metric],
         a=_arm(result.a.value, ratio),
@@ -166,7 +177,7 @@ def _row(result: MetricResult) -> ComparisonRow:
         interval=interval,
         margin=(f"{margin}{unit[0]}", f"{margin}{unit[1]}"),
         n=result.n,
-        decision=reason,
+        decision=_DECISIONS[result.verdict],
         state=_STATES[result.verdict],
     )
 

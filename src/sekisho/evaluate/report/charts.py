@@ -17,6 +17,7 @@ from sekisho.evaluate.report.data import Chart, EcdfChart, ForestChart, Interval
 
 WIDTH = 480.0
 LEFT, RIGHT = 46.0, 14.0
+WIDE = 720.0  # a comparison stands alone in its line
 ROW, LEGEND_ROW = 21.0, 18.0
 PLOT = 210.0
 BELOW = 40.0
@@ -154,13 +155,13 @@ def intervals(chart: IntervalChart, language: Language) -> str:
     return svg.drawing(identity, WIDTH, y + 4 + BELOW, pick(chart.title, language), described, frame + parts)
 
 
-def _row(mark: Mark, name: str, words: str, y: float, across: Axis) -> str:
+def _row(mark: Mark, name: str, words: str, y: float, across: Axis, width: float = WIDTH) -> str:
     parts = [svg.text(14, y + 4, svg.fitted(name, across.start - 20), "label")]
     if mark.low is not None and mark.high is not None:
         parts.append(_whiskers(mark.low, mark.high, y, mark.series, across))
     if mark.value is not None:
         parts.append(svg.mark(across.at(mark.value), y, mark.series, hollow=mark.low is None))
-    parts.append(svg.text(WIDTH - 4, y + 4, svg.fitted(words, WIDTH - across.end - 8), "label", "end"))
+    parts.append(svg.text(width - 4, y + 4, svg.fitted(words, width - across.end - 8), "label", "end"))
     return svg.group(f"{name}: {words}", *parts)
 
 
@@ -188,8 +189,8 @@ def forest(chart: ForestChart, language: Language) -> str:
     known = [end for row in rows for end in (row.value, row.low, row.high, row.margin) if end is not None]
     names = [pick(row.name, language) for row in rows]
     values = [_ratio_words(row, chart.scale) for row in rows]
-    left = min(max([svg.width_px(name) for name in names] + [40.0]) + 26, 190.0)
-    right = WIDTH - min(max([svg.width_px(each) for each in values] + [40.0]) + 14, 150.0)
+    left = min(max([svg.width_px(name) for name in names] + [40.0]) + 26, 230.0)
+    right = WIDE - min(max([svg.width_px(each) for each in values] + [40.0]) + 14, 210.0)
     across = axis([*((0.91, 1.1) if ratio else (-0.1, 0.1)), *known], left, right, log=ratio)
     sides = [pick(side, language) for side in (chart.below, chart.above)]
     top = 26.0 if any(sides) else 8.0
@@ -205,14 +206,14 @@ def forest(chart: ForestChart, language: Language) -> str:
             bands.append(svg.rectangle(across.at(row.margin), y - ROW / 2, middle, y + ROW / 2, "band"))
             bands.append(svg.line(across.at(row.margin), y - ROW / 2, across.at(row.margin), y + ROW / 2, "limit"))
         mark = Mark(name=row.name, value=row.value, low=row.low, high=row.high, n=row.n)
-        drawn.append(_row(mark, name, words, y, across))
+        drawn.append(_row(mark, name, words, y, across, WIDE))
     if not rows:
-        drawn.append(svg.text(WIDTH / 2, top + ROW, pick(_NO_DATA, language), "empty", "middle"))
+        drawn.append(svg.text(WIDE / 2, top + ROW, pick(_NO_DATA, language), "empty", "middle"))
     one = svg.line(middle, top, middle, bottom, "one")
     told = ". ".join(f"{n}: {w}" for n, w in zip(names, values, strict=True)) or pick(_NO_DATA, language)
     pieces = bands + frame + [one] + parts + drawn
     identity = f"{language}-{chart.id}"
-    return svg.drawing(identity, WIDTH, bottom + BELOW, pick(chart.title, language), told, pieces)
+    return svg.drawing(identity, WIDE, bottom + BELOW, pick(chart.title, language), told, pieces)
 
 
 def _ratio_words(row: Ratio, scale: Unit) -> str:

@@ -32,13 +32,13 @@ class CriterionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerdictPart(msgspec.Struct, frozen=True, kw_only=True):
-    """The first thing that is read. `sentence` is whole; `a`, `b`: the two client patterns. `certain` False: a result
-    that decides lies within its interval of the threshold."""
+    """The first thing that is read. `sentence` is whole; `a`, `b`: the two client patterns, where it is about them.
+    `certain` False: a result that decides lies within its interval of the threshold."""
 
     outcome: Outcome
     sentence: Words
-    a: State
-    b: State
+    a: State | None = None
+    b: State | None = None
     certain: bool = True
     reasons: tuple[Words, ...] = ()
     next: tuple[Words, ...] = ()
