@@ -2,11 +2,14 @@
 
     python bench/agreement.py                            a canned server and the built-in model; about eight minutes
     python bench/agreement.py --guidellm PATH --repetitions 5
+    python bench/agreement.py --together                 both at a time, on a machine that others use meanwhile
 
 Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. A repetition has
 both tools at each server once, in alternating order, with the same number of requests in flight, the same texts and
 the same length of answers; the marks before the texts differ, so that neither finds its prompts in the server's cache.
-Success, TTFT and throughput must agree within 5 %, by the median over the repetitions.
+Success, TTFT and throughput must agree within 5 %, by the median over the repetitions. With `--together` both ask the
+same server at the same time, and of ours those requests count that lie within guidellm's time: whatever else the
+machine does then, it does to both.
 
 Where guidellm means something else: its TPOT has the first token's wait in it (latency / tokens), ours is the time
 after the first token (MLPerf); what we call that is its inter-token latency. Both are printed.
@@ -22,7 +25,8 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +43,7 @@ from sekisho.evaluate import load, prompts
 from sekisho.evaluate.asking import Question
 from sekisho.evaluate.bench_plan import requests_per_s
 from sekisho.evaluate.exchange import Connections
-from sekisho.evaluate.samples import Cell, Request, ok_of
+from sekisho.evaluate.samples import Cell, Request, Sample, Timed, ok_of, sample
 from sekisho.evaluate.target import Key, Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,22 +88,73 @@ def texts(count: int, *name: object) -> tuple[str, ...]:
 
 def ours(work: Work) -> Figures:
     """Our generator: a closed loop."""
+    requests = _requests(work)
+    cell = _cell(work)
+
+    async def measure() -> load.Measured:
+        async with Connections(work.server.target) as connections:
+            return await load.run(cell, connections, requests, load.Options())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return _our_figures(runner.run(measure()).samples)
+
+
+def theirs(work: Work, program: Path) -> Figures:
+    """guidellm."""
+    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
+        command, environment = _guidellm(work, program, Path(name))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return _their_figures(_result(Path(name), done.returncode, done.stderr)["metrics"])
+
+
+def both(work: Work, program: Path) -> tuple[Figures, Figures]:
+    """Ours and guidellm at the same time."""
+    target, timed = work.server.target, list[Timed]()
+    requests = _requests(Work(work.server, work.parallel, texts(len(work.texts) * 20, *work.texts[0][:40])))
+
+    async def measure(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        async with Connections(target) as connections:
+            asking = asyncio.create_task(
+                load.closed_loop(connections, requests, work.parallel, load.Options(), timed.append)
+            )
+            process = await asyncio.create_subprocess_exec(
+                *command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            )
+            _, told = await asyncio.wait_for(process.communicate(), 300)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            return process.returncode or 0, told.decode()
+
+    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
+        command, environment = _guidellm(work, program, Path(name))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, load.quiet():
+            code, told = runner.run(measure(command, environment))
+        result = _result(Path(name), code, told)
+    wall_s = time.time() - time.perf_counter()
+    begun_s, ended_s = (float(result[edge]) - wall_s for edge in ("start_time", "end_time"))
+    within = [each for each in timed if each.scheduled_s >= begun_s and each.exchange.ended_s <= ended_s]
+    samples = [sample(_cell(work), each, target, "chat", begun_s) for each in within]
+    return _our_figures(samples), _their_figures(result["metrics"])
+
+
+def _requests(work: Work) -> list[Request]:
     server, requests = work.server, []
     more: dict[str, Any] = {"temperature": 0.0, "seed": 7} | ({"ignore_eos": True} if server.ignore_eos else {})
     for index, text in enumerate(work.texts):
         question = Question(api="chat", said=(("user", text),), max_tokens=server.tokens, stream=True, more=more)
         requests.append(Request(index, "agreement", "en", question.body(server.target.model)))
-    cell = Cell(place="engine", loop="closed", tokens=server.tokens, requests=len(requests), parallel=work.parallel)
+    return requests
 
-    async def measure() -> load.Measured:
-        async with Connections(server.target) as connections:
-            return await load.run(cell, connections, requests, load.Options())
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        samples = runner.run(measure()).samples
+def _cell(work: Work) -> Cell:
+    count = len(work.texts)
+    return Cell(place="engine", loop="closed", tokens=work.server.tokens, requests=count, parallel=work.parallel)
+
+
+def _our_figures(samples: list[Sample]) -> Figures:
     ok = ok_of(samples)
     if not ok:
-        raise CannotRun(f"no success with our generator: {samples[0].faults} {samples[0].detail}")
+        raise CannotRun(f"no success with our generator: {[(each.faults, each.detail) for each in samples[:1]]}")
     return {
         "success_rate": len(ok) / len(samples),
         "ttft_ms": median(each.ttft_ms for each in ok if each.ttft_ms is not None),
@@ -111,47 +166,41 @@ def ours(work: Work) -> Figures:
     }
 
 
-def theirs(work: Work, program: Path) -> Figures:
-    """guidellm, by a file of settings: the key is in it and on no command line."""
+def _guidellm(work: Work, program: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Its command and environment. What it shall do is in a file: a key is on no command line."""
     server = work.server
-    body = {"temperature": 0.0, "seed": 7}
     backend: dict[str, Any] = {
         "kind": "openai_http",
         "target": server.target.url,
         "model": server.target.model,
-        "extras": {"body": body},
+        "extras": {"body": {"temperature": 0.0, "seed": 7}},
     }
     if server.target.key is not None:
         backend["api_key"] = server.target.key.reveal()
-    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
-        folder = Path(name)
-        lines = (json.dumps({"prompt": text, "output_tokens_count": server.tokens}) for text in work.texts)
-        (folder / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        spec = {
-            "backend": backend,
-            "profile": {"kind": "concurrent", "streams": [work.parallel]},
-            "constraints": [{"kind": "max_requests", "count": len(work.texts)}],
-            "data": [{"kind": "json_file", "path": str(folder / "prompts.jsonl")}],
-            "outputs": [{"kind": "json", "path": str(folder / "result.json")}],
-        }
-        settings = folder / "settings.json"
-        settings.touch(mode=0o600)
-        settings.write_text(json.dumps({"spec": spec}))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-        done = subprocess.run(
-            [str(program), "run", "-c", str(settings), "--disable-console"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if done.returncode or not (folder / "result.json").exists():
-            raise CannotRun(f"guidellm ended with {done.returncode}: {done.stderr[-800:]}")
-        return _figures(json.loads((folder / "result.json").read_text())["benchmarks"][0]["metrics"])
+    lines = (json.dumps({"prompt": text, "output_tokens_count": server.tokens}) for text in work.texts)
+    (folder / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    spec = {
+        "backend": backend,
+        "profile": {"kind": "concurrent", "streams": [work.parallel]},
+        "constraints": [{"kind": "max_requests", "count": len(work.texts)}],
+        "data": [{"kind": "json_file", "path": str(folder / "prompts.jsonl")}],
+        "outputs": [{"kind": "json", "path": str(folder / "result.json")}],
+    }
+    settings = folder / "settings.json"
+    settings.touch(mode=0o600)
+    settings.write_text(json.dumps({"spec": spec}))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    return [str(program), "run", "-c", str(settings), "--disable-console"], environment
 
 
-def _figures(metrics: dict[str, Any]) -> Figures:
+def _result(folder: Path, code: int, told: str) -> dict[str, Any]:
+    if code or not (folder / "result.json").exists():
+        raise CannotRun(f"guidellm ended with {code}: {told[-800:]}")
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())["benchmarks"][0]
+    return result
+
+
+def _their_figures(metrics: dict[str, Any]) -> Figures:
     totals = metrics["request_totals"]
 
     def middle(name: str) -> float:
@@ -195,16 +244,21 @@ def program(given: Path | None) -> Path:
 
 
 def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path) -> list[tuple[Figures, Figures]]:
-    """Pairs (ours, guidellm's), one a repetition, the order turned round each time."""
-    pairs = []
+    """Pairs (ours, guidellm's), one a repetition, in alternating order or together."""
+    pairs: list[tuple[Figures, Figures]] = []
     for number in range(given.repetitions):
-        found: dict[str, Figures] = {}
-        tools: list[tuple[str, Callable[[Work], Figures]]] = [("ours", ours), ("guidellm", lambda w: theirs(w, tool))]
-        for name, run in reversed(tools) if number % 2 else tools:
-            work = Work(server, parallel, texts(given.requests, server.name, parallel, number, name))
-            found[name] = run(work)
-        pairs.append((found["ours"], found["guidellm"]))
-        ratios = "  ".join(f"{what} {found['ours'][what] / found['guidellm'][what]:.4f}" for what in JUDGED)
+
+        def work(name: str, number: int = number) -> Work:
+            return Work(server, parallel, texts(given.requests, server.name, parallel, number, name))
+
+        if given.together:
+            mine, other = both(work("guidellm"), tool)
+        elif number % 2:
+            other, mine = theirs(work("guidellm"), tool), ours(work("ours"))
+        else:
+            mine, other = ours(work("ours")), theirs(work("guidellm"), tool)
+        pairs.append((mine, other))
+        ratios = "  ".join(f"{what} {mine[what] / other[what]:.4f}" for what in JUDGED)
         print(f"{server.name}, {parallel} in flight, {number + 1}: ours / guidellm  {ratios}", file=sys.stderr)
     return pairs
 
@@ -234,6 +288,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--parallels", default="1,2")
     parser.add_argument("--only", choices=["canned", "engine"])
+    parser.add_argument("--together", action="store_true")
     given = parser.parse_args()
     tool, good, results = program(given.guidellm), True, []
     try:

@@ -16,6 +16,7 @@ from sekisho.cli.failure import USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
 from sekisho.cli.progress_bars import Bars
+from sekisho.cli.temporary_key import revoke_left
 
 if TYPE_CHECKING:
     from sekisho.evaluate.evaluation import Plan, Site
@@ -190,7 +191,9 @@ def _run(
         plan = read_plan(folder)
         where = _as_planned(where, plan, place)
         tasks = RubricFolder(folder).tasks() if plan.rubric else None
-    with places(out, place, "run", where, KEY_LASTS_S) as found:
+        if not _is_busy(folder):
+            revoke_left(place, settings_of(place), run)
+    with places(out, place, run, where, KEY_LASTS_S) as found:
         if wish is not None:
             import msgspec
 
@@ -209,6 +212,20 @@ def _run(
     settings = settings_of(place)
     collected = evaluate_runs.records_of(out, place, settings, folder, None) if found.ours else None
     evaluate_runs.tell(out, evaluate_runs.conclude(out, place, folder, collected), plan.rubric)
+
+
+def _is_busy(folder: Path) -> bool:
+    """Whether another process works on the run."""
+    from sekisho.evaluate.journal_errors import RunBusy
+    from sekisho.evaluate.run_folder import RunFolder
+
+    held = RunFolder(folder)
+    try:
+        held.acquire()
+    except RunBusy:
+        return True
+    held.release()
+    return False
 
 
 def _as_planned(where: Where, plan: "Plan", place: "Home") -> Where:

@@ -48,6 +48,19 @@ def temporary_key(
                 with_store(place, settings, lambda store: store.revoke_key(record.id))
 
 
+def revoke_left(place: "Home", settings: "Settings", purpose: str) -> None:
+    """Revokes what a process that was killed has left of this purpose. Not while another one works on it."""
+    from sekisho.cli.keys import with_store
+    from sekisho.store import Store
+
+    async def revoke(store: Store) -> None:
+        for record in await store.list_keys():
+            if record.name.startswith(f"{NAME_PREFIX}{purpose}-"):
+                await store.revoke_key(record.id)
+
+    with_store(place, settings, revoke)
+
+
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the body as Ctrl-C does, so that what stands in `finally` is done."""
