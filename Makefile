@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 export PYTHONUTF8 := 1
 
-.PHONY: help up down test test-slow test-clients test-gpu test-all lint format bench mini guard docs clean
+.PHONY: help up down test test-slow test-clients test-openwebui test-gpu test-all lint format bench mini guard docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -42,11 +42,14 @@ test-slow: $(VENV)/installed-dev ## Tests that take more than some seconds
 test-clients: $(VENV)/installed-dev ## Tests that drive third-party client programs (needs npm for the Codex CLI)
 	@$(RUN) pytest -m client
 
+test-openwebui: $(VENV)/installed-dev ## Install Open WebUI (3 GB) and prove the printed settings with it, in a browser too
+	@$(RUN) pytest -m openwebui
+
 test-gpu: $(VENV)/installed-dev ## Tests that need a GPU
 	@$(RUN) pytest -m gpu
 
 test-all: $(VENV)/installed-dev ## Everything that can run here
-	@$(RUN) pytest -m 'not gpu'
+	@$(RUN) pytest -m 'not gpu and not openwebui'
 
 lint: $(VENV)/installed-dev ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

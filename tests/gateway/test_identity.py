@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sekisho.core.clock import ManualClock
 from sekisho.core.errors import StoreUnavailable, Unauthenticated
-from sekisho.gateway.identity import KeyRing, client_address, inside, networks, presented_secret
+from sekisho.gateway.identity import KeyRing, client_address, inside, networks, presented_secret, told_user
 from sekisho.store import KeyRecord, hash_secret
 
 
@@ -93,6 +93,20 @@ async def test_an_expired_key_stops_by_the_clock_alone() -> None:
 def test_where_a_secret_may_stand(headers: dict[bytes, bytes], secret: str | None) -> None:
     """`x-api-key` first, then Bearer; an empty one counts as absent."""
     assert presented_secret(headers) == secret
+
+
+@pytest.mark.parametrize(
+    ("headers", "user"),
+    [
+        ({b"x-openwebui-user-email": b"taro@example.com", b"x-openwebui-user-id": b"7"}, "taro@example.com"),
+        ({b"x-openwebui-user-email": b" ", b"x-openwebui-user-id": b"7"}, "7"),
+        ({b"x-openwebui-user-email": b"taro\x00"}, None),
+        ({}, None),
+    ],
+)
+def test_for_whom_a_shared_page_asks(headers: dict[bytes, bytes], user: str | None) -> None:
+    """The mail address, else the id; nothing that could not be shown."""
+    assert told_user(headers) == user
 
 
 def test_the_caller_behind_proxies_is_the_last_hop_that_we_do_not_trust() -> None:

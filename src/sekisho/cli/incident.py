@@ -216,9 +216,17 @@ def _findings(place: "Home", settings: "Settings") -> Any:
     import asyncio
 
     from sekisho.ops.doctor import Patient, examine
+    from sekisho.serve import database_url
 
     gateway = settings.gateway
-    patient = Patient(home=place, host=gateway.host, port=gateway.port, models=settings.models)
+    patient = Patient(
+        home=place,
+        host=gateway.host,
+        port=gateway.port,
+        models=settings.models,
+        allow_networks=gateway.allow_networks,
+        database=database_url(place, settings),
+    )
     return plain(asyncio.run(examine(patient)))
 
 

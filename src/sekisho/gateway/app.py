@@ -25,6 +25,7 @@ from sekisho.gateway.identity import (
     client_address,
     inside,
     networks,
+    told_user,
 )
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.metrics import Metrics
@@ -220,9 +221,8 @@ class Gateway:
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_s=5.0)
         assert call.holder is not None
-        return Exchange(
-            turn_id, model, protocol, call.holder, self.ledger, self.metrics, self.clock, estimate, user and user[:256]
-        )
+        user = (user or told_user(call.request.headers) or "")[:256] or None
+        return Exchange(turn_id, model, protocol, call.holder, self.ledger, self.metrics, self.clock, estimate, user)
 
     def limit_headers(self, holder: Holder) -> list[Header]:
         """OpenAI's `x-ratelimit-*` headers, for the limits that the key has."""

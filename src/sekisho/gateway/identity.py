@@ -68,6 +68,16 @@ def client_address(peer: str | None, forwarded_for: bytes | None, trusted: tuple
     return address
 
 
+def told_user(headers: Mapping[bytes, bytes]) -> str | None:
+    """For whom a shared page says that it asks, as Open WebUI does with ENABLE_FORWARD_USER_INFO_HEADERS: for the
+    accounts only. Like the body's `user` it is the client's word; the key answers for the request."""
+    for name in (b"x-openwebui-user-email", b"x-openwebui-user-id"):
+        told = headers.get(name, b"").decode("latin-1").strip()
+        if told and told.isprintable():
+            return told
+    return None
+
+
 def presented_secret(headers: Mapping[bytes, bytes]) -> str | None:
     """The secret of `x-api-key`, else of `Authorization: Bearer`; empty ones count as absent."""
     secret = headers.get(b"x-api-key", b"").strip()

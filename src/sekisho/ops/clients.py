@@ -123,7 +123,11 @@ def _openwebui(setup: Setup) -> Guide:
         "ENABLE_FORWARD_USER_INFO_HEADERS=true",
     )
     notes = (
-        "The last line sends who is asking, so that usage can be told per person.",
+        "The last line sends who is asking, so that `sekisho usage --by user` tells usage per person.",
+        "Put the lines into openwebui.env, then: set -a; . ./openwebui.env; set +a; open-webui serve. "
+        "`docker run --env-file` does not fill ${…} in: give the key with -e OPENAI_API_KEY there.",
+        "Open WebUI 0.12 offers a model 36 tools of its own with each message, about 4,700 tokens: use a context of "
+        '8,192 or more, or add DEFAULT_MODEL_PARAMS=\'{"function_calling":"legacy"}\'.',
         "Open WebUI keeps these in its database after the first start; later: Admin Panel, Settings, Connections.",
         _CONTAINER_NOTE,
     )
