@@ -154,7 +154,8 @@ def attest(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a figure that a person counted. It is shown as attested by that person, and every change of it is kept."""
+    """Add a figure that a person counted, and make the report anew. It is shown as attested by that person, and every
+    change of it is kept."""
     from sekisho.evaluate.conclusion import attest as keep
 
     out, place = Output(as_json=as_json), at_home(home)
@@ -162,7 +163,7 @@ def attest(
     kept = keep(folder, figure, value, by=by, n=n, note=note, now=time.time())
     out.json({"run": folder.name, "figure": figure, "value": kept.value, "by": by, "n": n})
     out.say("evaluate_attested", figure=figure, value=f"{kept.value:g}", by=by)
-    out.say("evaluate_again", run=folder.name)
+    out.say("evaluate_report", report=conclude(out, place, folder, None).report)
 
 
 def verify(

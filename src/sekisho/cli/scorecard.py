@@ -252,7 +252,8 @@ def _manifest(place: "Home", folder: Path) -> str:
     key = signing_key_of(place)
     checked = check_manifest(folder, None if key is None else public_key(key))
     if not checked.ok:
-        raise CommandFailed(f"{folder}: {checked.why[0]}", hint="thresholds rest on a run that is whole and signed")
+        hint = f"thresholds rest on a whole, signed run; sekisho evaluate report {folder.name} signs what was added"
+        raise CommandFailed(f"{folder}: {checked.why[0]}", hint=hint)
     return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
