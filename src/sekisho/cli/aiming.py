@@ -1,6 +1,5 @@
 """Which address a measurement is about, and with which key: options that `gate`, `continuity` and others share."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -107,6 +106,8 @@ def _model_of(settings: "Settings", model: str | None) -> str:
 
 
 def _engine(place: "Home", model: str) -> "Target":
+    import asyncio
+
     from sekisho.evaluate.target import Key, Target
     from sekisho.ops.engine_door import engine_door
 
@@ -128,6 +129,8 @@ def _ours(address: str, settings: "Settings", model: str, at: str | None, key: "
 def _elsewhere(
     out: "Output", url: str, key: "Key | None", model: str | None, at: str | None, must_answer: bool
 ) -> "Target":
+    import asyncio
+
     from sekisho.evaluate.gate import listed_models
     from sekisho.evaluate.target import Target
 

@@ -1,6 +1,5 @@
 """`sekisho bench`: how quick the model is, at every place on its way to the team."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +64,8 @@ def bench(
 
     Writes bench.csv, bench.json, summary.txt and a page with charts. Exit code 1 when a request failed.
     """
+    import asyncio
+
     out, place = Output(as_json=as_json), at_home(home)
     place.create()
     changes: dict[str, Any] = {"api": api, "fresh": fresh, "ignore_eos": ignore_eos, "warmups": warmups}

@@ -1,6 +1,5 @@
 """`sekisho evaluate compare A B`: may B take A's place? A verdict with margins that were set before."""
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -122,6 +121,8 @@ def _live(
     key: str | None,
     resume: str | None,
 ) -> "tuple[Path, Comparison]":
+    import asyncio
+
     from sekisho.evaluate.compare import shortfalls
     from sekisho.evaluate.compare_live import built_in_items, read_items
     from sekisho.evaluate.compare_plan import ComparePlan

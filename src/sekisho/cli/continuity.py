@@ -1,6 +1,5 @@
 """`sekisho continuity`: do conversations hold over their turns?"""
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +54,8 @@ def continuity(
     as_json: JsonOption = False,
 ) -> None:
     """Hold conversations of three turns and count those that keep what the first turn laid down."""
+    import asyncio
+
     from sekisho.evaluate import continuity as talks
     from sekisho.evaluate import continuity_record as record
 

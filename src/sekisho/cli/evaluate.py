@@ -1,6 +1,5 @@
 """`sekisho evaluate`: everything measured, unattended, down to one signed report; and what is done with its runs."""
 
-import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -182,6 +181,8 @@ def _run(
     redo: Sequence[str],
 ) -> None:
     """Measures and concludes. `wish` None: the run is there and goes on."""
+    import asyncio
+
     from sekisho.evaluate.conclusion import PLAN_FILE, read_plan
     from sekisho.evaluate.rubric.folder import RubricFolder
     from sekisho.ops.home import write_atomically

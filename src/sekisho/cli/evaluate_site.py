@@ -1,6 +1,5 @@
 """What `evaluate` and `bench` measure: the places of a running server, or an address elsewhere, with their keys."""
 
-import asyncio
 import os
 import shlex
 from collections.abc import Iterator
@@ -107,6 +106,8 @@ def held_characters(place: "Home", found: Found) -> int | None:
 
 async def environment(place: "Home", found: Found, progress: "Progress") -> "tuple[Section, ...]":
     """Machine, software, engine and model, settings without secrets."""
+    import asyncio
+
     from sekisho.cli.incident import masked_settings, versions
     from sekisho.evaluate import environment as told
     from sekisho.ops.hardware import detect
@@ -124,6 +125,8 @@ async def environment(place: "Home", found: Found, progress: "Progress") -> "tup
 
 def _engine(place: "Home", line: "ModelConfig") -> "Target | None":
     """The engine's own address; None where it has none that could be asked."""
+    import asyncio
+
     from sekisho.evaluate.target import Key, Target
     from sekisho.ops.engine_door import engine_door
 

@@ -1,6 +1,5 @@
 """`sekisho gate`: does an address offer what client programs need?"""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +43,8 @@ def gate(
 
     Without --chat, --responses or --state all are tried. Exit code 1 when a gate failed.
     """
+    import asyncio
+
     from sekisho.evaluate import gate as gates
     from sekisho.evaluate import gate_report
     from sekisho.evaluate.exchange import Limits

@@ -1,6 +1,5 @@
 """`sekisho rubric`: a fixed set of tasks, its answers, two raters who do not see each other's scores, a verdict."""
 
-import asyncio
 import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +78,8 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model every task once, and keep the answers for the raters. Exit code 1 where one did not come."""
+    import asyncio
+
     from sekisho.evaluate.rubric.folder import RubricFolder
 
     out, where = Output(as_json=as_json), at_home(home)
@@ -189,6 +190,8 @@ def rate(
 
 
 def _sit(out: Output, sitting: "Sitting", *, terminal: bool, browser: bool, port: int) -> None:
+    import asyncio
+
     if terminal:
         from sekisho.cli.rubric_terminal import Table
 
