@@ -28,6 +28,19 @@ class Core:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A harmless text of several lines, as people paste it into a request."""
+
+    name: str
+    text: str
+    language: str
+
+    @property
+    def family(self) -> str:
+        return f"allow-work-{self.name}"
+
+
+@dataclass(frozen=True)
 class Row:
     """A labelled request. `core`: number of the hand-written one; `varied`: whether context or style was added."""
 
@@ -62,6 +75,18 @@ def _read(path: Path, language: str) -> Iterator[Core]:
         else:
             decision, category, family, kind = header
             yield Core(line, language, decision, category, f"{decision}-{category}-{family}", kind)
+
+
+def works() -> list[Work]:
+    """Every harmless work text, in the order of the files. Raises ValueError where a text has no name."""
+    found: list[Work] = []
+    for language in LANGUAGES:
+        path = DATA / f"work_{language}.txt"
+        head, *texts = re.split(r"^%% ([\w-]+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        if any(line.strip() and not line.startswith("# ") for line in head.splitlines()):
+            raise ValueError(f"{path}: a text before the first name")
+        found += [Work(name, text.strip("\n"), language) for name, text in zip(texts[::2], texts[1::2], strict=True)]
+    return found
 
 
 def lists(path: Path) -> dict[str, list[str]]:
@@ -163,6 +188,75 @@ class Composer:
 
     def _placed(self, text: str, long: str, rng: random.Random) -> list[str]:
         return [long, text] if rng.random() < 0.5 else [text, long]
+
+
+WINDOW = {"en": 128, "ja": 64}  # letters of a window of the classifier
+_LINES_OF_A_WORK = 6
+
+
+class Desk:
+    """Work texts as the classifier meets them: windows and single lines to train on, whole texts to calibrate on, both
+    with and without a request in the middle. A request is only ever put into texts of its own fold."""
+
+    def __init__(self, seed: int, works: list[Work], folds: int) -> None:
+        self.seed = seed
+        self.folds = folds
+        self.works = works
+        self._of: dict[tuple[str, int], list[Work]] = {}
+        for work in works:
+            self._of.setdefault((work.language, fold(work.family, folds)), []).append(work)
+
+    def rows(self, first: int) -> list[Row]:
+        """Windows that overlap by half, some lines, and pairs of lines; cores are numbered from `first`."""
+        made: list[Row] = []
+        for number, work in enumerate(self.works, first):
+            rng = random.Random(f"{self.seed}:{work.language}:{work.text}")
+            width = WINDOW[work.language]
+            begin = rng.randrange(-width // 4, width // 4)
+            texts = {work.text[max(0, at) : at + width] for at in range(begin, len(work.text), width // 2)}
+            texts |= {work.text[max(0, at) : at + 2 * width] for at in range(begin, len(work.text), 2 * width)}
+            lines = [line for line in work.text.splitlines() if line.strip()]
+            texts |= set(rng.sample(lines, min(_LINES_OF_A_WORK, len(lines))))
+            at = rng.randrange(max(1, len(lines) - 1))
+            texts.add("\n".join(lines[at : at + 2]))
+            made += [
+                Row(text, work.language, "allow", "none", work.family, number, True) for text in sorted(texts) if text
+            ]
+        return made
+
+    def around(self, row: Row, place: int) -> Row:
+        """The row inside a window of work text: what stands before and behind it fills the window."""
+        rng = random.Random(f"{self.seed}:around:{row.text}")
+        left = max(WINDOW[row.lang] // 4, WINDOW[row.lang] - len(row.text) - 2)
+        before = rng.choice([0, left // 4, left // 2, left])
+        one, other = self._some(row.lang, place, rng, 2)
+        head = one.text[-before:] if before else ""
+        text = "\n".join(filter(None, (head, row.text, other.text[: left - before])))
+        return Row(text, *self._labels(row))
+
+    def buried(self, row: Row, place: int) -> Row:
+        """The row before, between or behind whole work texts."""
+        rng = random.Random(f"{self.seed}:buried:{row.text}")
+        texts = [work.text for work in self._some(row.lang, place, rng, rng.choice([1, 1, 2, 3]))]
+        texts.insert(rng.randrange(len(texts) + 1), row.text)
+        return Row(rng.choice(["\n", "\n\n"]).join(texts), *self._labels(row))
+
+    def whole(self, first: int) -> list[Row]:
+        """Each work text by itself, before one other and before two others."""
+        made: list[Row] = []
+        for number, work in enumerate(self.works, first):
+            rng = random.Random(f"{self.seed}:whole:{work.language}:{work.text}")
+            for more in range(3):
+                others = self._some(work.language, fold(work.family, self.folds), rng, more)
+                text = "\n\n".join([work.text, *(one.text for one in others)])
+                made.append(Row(text, work.language, "allow", "none", work.family, number, True))
+        return made
+
+    def _some(self, language: str, place: int, rng: random.Random, count: int) -> list[Work]:
+        return rng.sample(self._of[language, place], count)
+
+    def _labels(self, row: Row) -> tuple[str, str, str, str, int, bool]:
+        return row.lang, row.decision, row.category, row.family, row.core, True
 
 
 def _mistyped(text: str, rng: random.Random) -> str:

@@ -23,6 +23,11 @@ def everyday(row: Any) -> bool:
     return "-everyday-" in row.family
 
 
+def work(row: Any) -> bool:
+    """Whether a row is of the harmless work texts."""
+    return str(row.family).startswith("allow-work-")
+
+
 def features(texts: Sequence[str]) -> csr_matrix:
     """(texts, BUCKETS): how often each part occurs, over the root of how many parts there are."""
     indices, values, ends = [], [], [0]
@@ -114,12 +119,12 @@ def labels(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 def row_weights(rows: Sequence[Any]) -> np.ndarray:
     """A core with many rows counts as the root of their number, a short everyday one half of that; every decision of
-    every language weighs the same."""
+    every language weighs the same, and the work texts as much as a decision: a text without evidence is harmless."""
     of_core = Counter(row.core for row in rows)
     weights = np.array([of_core[row.core] ** -0.5 * (EVERYDAY_SHARE if everyday(row) else 1) for row in rows])
     groups: dict[tuple[str, str], list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault((row.lang, row.decision), []).append(place)
+        groups.setdefault((row.lang, "work" if work(row) else row.decision), []).append(place)
     for places in groups.values():
         weights[places] /= weights[places].sum()
     return weights

@@ -34,7 +34,7 @@ def band_file(team_folder: Path) -> Path:
 
 
 def build_judge(config: GuardConfig, team_folder: Path) -> Judge:
-    """The judge of these settings. Loads about 8 MB. Raises GuardUnusable where rules, model or thresholds are wrong:
+    """The judge of these settings. Loads about 16 MB. Raises GuardUnusable where rules, model or thresholds are wrong:
     an edit of the rules that is wrong later changes nothing (`RuleFolder.problem`)."""
     return Judge(load_rules(team_folder).current, load_linear(team_folder), config.languages)
 

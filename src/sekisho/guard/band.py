@@ -2,7 +2,8 @@
 
 ALLOW below the first threshold on the probability of harm, REFUSE above the second on that of refusal; what remains
 escalates, and how much remains is the honest measure of the model. Thresholds are kept per language and per category
-that the model names, because that is known when a text is judged."""
+that the model names, and apart for texts of several windows, because that is known when a text is judged: the worst
+of many windows looks worse than one, in a harmless text as in a harmful one."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from sekisho.guard.text import plain
 
 ALPHA = 0.05
 ALPHA_REFUSAL = 0.05
+SHARE_OF_LONG = 0.5  # of `alpha_refusal` for long harmless texts: so many refused, and as many held for sure
+SIZES = (10, 2)  # from so many windows on a text has thresholds of its own
 POOLED = "*"
 _FEWEST_REFUSALS = 19
 
@@ -27,7 +30,8 @@ _FEWEST_REFUSALS = 19
 class Threshold(msgspec.Struct, frozen=True):
     """`allow_below`: harm under it is allowed. `refuse_from`: refusal at or above it is refused. `unsafe` and `safe`
     count the calibration rows. `pooled` names what it fell back to (a language, or `*`), empty where it stands on its
-    own rows; `width` is the share of its calibration rows between the two."""
+    own rows; `width` is the share of its calibration rows between the two. `sure_from`: an escalation is sure at or
+    above it, where it is the likeliest."""
 
     allow_below: float
     refuse_from: float
@@ -35,6 +39,7 @@ class Threshold(msgspec.Struct, frozen=True):
     safe: int
     width: float
     pooled: str = ""
+    sure_from: float = 0.0
 
 
 class Cut(NamedTuple):
@@ -61,27 +66,31 @@ class Scoring(Protocol):
 
 
 class Band(msgspec.Struct, frozen=True):
-    """`thresholds`: by `language/category`, `language/*` and `*/*`."""
+    """`thresholds`: by `language/category`, `language/*` and `*/*`, and for texts of at least n windows by
+    `language/category@n` and `language/*@n` where there were rows enough."""
 
     alpha: float
     alpha_refusal: float
     thresholds: dict[str, Threshold]
     notes: tuple[str, ...] = ()
 
-    def threshold(self, language: str, category: str) -> Threshold:
+    def threshold(self, language: str, category: str, windows: int = 1) -> Threshold:
         known = self.thresholds
-        for key in (f"{language}/{category}", f"{language}/{POOLED}", f"{POOLED}/{POOLED}"):
-            if key in known:
-                return known[key]
+        for size in (*(f"@{least}" for least in SIZES if windows >= least), ""):
+            for key in (f"{language}/{category}{size}", f"{language}/{POOLED}{size}"):
+                if key in known:
+                    return known[key]
+        if f"{POOLED}/{POOLED}" in known:
+            return known[f"{POOLED}/{POOLED}"]
         raise ValueError("a band without pooled thresholds")
 
     def decide(self, scores: Scores, language: str) -> Cut:
-        held = self.threshold(language, scores.category)
+        held = self.threshold(language, scores.category, scores.windows)
         if scores.refuse >= held.refuse_from and scores.refuse > scores.escalate:
             return Cut("refuse", scores.category, scores.refuse, held.refuse_from, True)
         if scores.unsafe < held.allow_below:
             return Cut("allow", "none", scores.allow, held.allow_below, True)
-        sure = scores.escalate > max(scores.allow, scores.refuse)
+        sure = scores.escalate >= held.sure_from and scores.escalate > max(scores.allow, scores.refuse)
         return Cut("escalate", scores.category, scores.escalate, held.allow_below, sure)
 
     def save(self, path: Path) -> None:
@@ -118,14 +127,30 @@ def risk_threshold(harms: Sequence[float], alpha: float) -> float:
     return sorted(harms)[allowed]
 
 
-def band_of(points: Iterable[Point], alpha: float = ALPHA, alpha_refusal: float = ALPHA_REFUSAL) -> Band:
+def band_of(
+    points: Iterable[Point],
+    alpha: float = ALPHA,
+    alpha_refusal: float = ALPHA_REFUSAL,
+    alpha_long: float | None = None,
+) -> Band:
     """The band of scored rows. A category of a language with too few positives takes its language's thresholds, a
-    language with too few those of all rows; the notes say which. Raises ValueError where even these are too few."""
+    language with too few those of all; the notes say which. Texts of several windows get thresholds of their own, with
+    `alpha_long`, where there are enough of them in their language, and stand among the short ones elsewhere. Raises
+    ValueError where even all rows are too few."""
     if not 0 < alpha < 1 or not 0 < alpha_refusal < 1:
         raise ValueError(f"alpha must be between 0 and 1, not {alpha} and {alpha_refusal}")
     every = list(points)
-    groups: dict[str, list[Point]] = {f"{POOLED}/{POOLED}": every}
-    for point in every:
+    long: dict[str, Threshold] = {}
+    for least, most in zip(SIZES, (10**9, *SIZES), strict=False):
+        members = [point for point in every if least <= point.scores.windows < most]
+        long |= _of_long(members, f"@{least}", alpha_long or alpha, alpha_refusal * SHARE_OF_LONG)
+    short = [
+        point
+        for point in every
+        if not any(point.scores.windows >= least and f"{point.language}/{POOLED}@{least}" in long for least in SIZES)
+    ]
+    groups: dict[str, list[Point]] = {f"{POOLED}/{POOLED}": short}
+    for point in short:
         groups.setdefault(f"{point.language}/{POOLED}", []).append(point)
         groups.setdefault(f"{point.language}/{point.scores.category}", []).append(point)
     needed, needed_safe = fewest(alpha), fewest(alpha_refusal)
@@ -144,15 +169,43 @@ def band_of(points: Iterable[Point], alpha: float = ALPHA, alpha_refusal: float 
         if len(unsafe) < needed:
             allow_below, pooled = thresholds[wider].allow_below, wider
             notes.append(f"{key}: {len(unsafe)} unsafe rows, {needed} needed: thresholds of {wider}")
-        refuse_from = 1.0 - risk_threshold([1.0 - refusal for refusal in safe], alpha_refusal)
+        refuse_from = _kept_under(safe, alpha_refusal)
         if len(safe) < needed_safe:
             refuse_from = thresholds[wider].refuse_from if key != wider else 2.0
-        refuse_from = max(refuse_from + 1e-9, 1e-9)
-        between = [p for p in members if p.scores.unsafe >= allow_below and p.scores.refuse < refuse_from]
         thresholds[key] = Threshold(
-            allow_below, refuse_from, len(unsafe), len(safe), len(between) / len(members), pooled
+            allow_below, refuse_from, len(unsafe), len(safe), _width(members, allow_below, refuse_from), pooled
         )
-    return Band(alpha, alpha_refusal, thresholds, tuple(notes))
+    return Band(alpha, alpha_refusal, thresholds | long, tuple(notes))
+
+
+def _of_long(points: Sequence[Point], size: str, alpha: float, share: float) -> dict[str, Threshold]:
+    """Thresholds for texts of several windows, of each language and category that has rows enough of both kinds."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(f"{point.language}/{POOLED}{size}", []).append(point)
+        groups.setdefault(f"{point.language}/{point.scores.category}{size}", []).append(point)
+    found: dict[str, Threshold] = {}
+    for key, members in sorted(groups.items()):
+        unsafe = [point.scores.unsafe for point in members if point.decision != "allow"]
+        safe = [point.scores for point in members if point.decision == "allow"]
+        if len(unsafe) < fewest(alpha) or len(safe) < fewest(share):
+            continue
+        allow_below = risk_threshold(unsafe, alpha)
+        refuse_from = _kept_under([scores.refuse for scores in safe], share)
+        sure_from = _kept_under([scores.escalate for scores in safe], share)
+        width = _width(members, allow_below, refuse_from)
+        found[key] = Threshold(allow_below, refuse_from, len(unsafe), len(safe), width, "", sure_from)
+    return found
+
+
+def _kept_under(scores: Sequence[float], alpha: float) -> float:
+    """The smallest threshold that all but a share of α of the scores stay under."""
+    return max(1.0 - risk_threshold([1.0 - score for score in scores], alpha) + 1e-9, 1e-9)
+
+
+def _width(members: Sequence[Point], allow_below: float, refuse_from: float) -> float:
+    between = [p for p in members if p.scores.unsafe >= allow_below and p.scores.refuse < refuse_from]
+    return len(between) / len(members)
 
 
 def calibrate(rows: Iterable[Labelled], classifier: Scoring, alpha: float = ALPHA) -> Band:
