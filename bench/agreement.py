@@ -37,7 +37,7 @@ import uvloop
 
 import report
 from candidates import CannotRun, free_port, spawned, wait_until_ready
-from generator import canned
+from generator import canned, wait_until_idle
 from load import Target as Probed
 from sekisho.evaluate import load, prompts
 from sekisho.evaluate.asking import Question
@@ -251,12 +251,17 @@ def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path
         def work(name: str, number: int = number) -> Work:
             return Work(server, parallel, texts(given.requests, server.name, parallel, number, name))
 
+        wait_until_idle()
         if given.together:
             mine, other = both(work("guidellm"), tool)
         elif number % 2:
-            other, mine = theirs(work("guidellm"), tool), ours(work("ours"))
+            other = theirs(work("guidellm"), tool)
+            wait_until_idle()
+            mine = ours(work("ours"))
         else:
-            mine, other = ours(work("ours")), theirs(work("guidellm"), tool)
+            mine = ours(work("ours"))
+            wait_until_idle()
+            other = theirs(work("guidellm"), tool)
         pairs.append((mine, other))
         ratios = "  ".join(f"{what} {mine[what] / other[what]:.4f}" for what in JUDGED)
         print(f"{server.name}, {parallel} in flight, {number + 1}: ours / guidellm  {ratios}", file=sys.stderr)

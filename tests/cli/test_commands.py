@@ -73,7 +73,7 @@ def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> 
 def test_every_group_has_help_with_an_example(group: list[str]) -> None:
     """The page above the commands tells one to begin with, and a word in Japanese."""
     result = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "200"})
-    assert re.search(rf"Example: +{' '.join(['sekisho', *group])} \w", result.output), result.output
+    assert re.search(rf"Example: +{' '.join(['sekisho', *group])} [\w-]", result.output), result.output
     assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
 
 

@@ -39,13 +39,16 @@ TasksOption = Annotated[
 @app.command("tasks", epilog=example("sekisho rubric tasks --tasks ours.yaml", ja="課題を一覧し、検査します。"))
 def tasks(file: TasksOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List and check the tasks, and what this home's guard says of each prompt. Wrong lines are told with number."""
-    from sekisho.cli.guard_figures import judge_of
+    from sekisho.cli.guard import of_the_running_server
+    from sekisho.cli.guard_figures import usable_guard
     from sekisho.evaluate.rubric.tasks import load_tasks
+    from sekisho.evaluate.safety import judge_in_force
 
     out, place = Output(as_json=as_json), at_home(home)
     found = load_tasks(file)
-    judge = judge_of(place, settings_of(place))
-    verdicts = {task.id: judge.judge_text(task.prompt).decision.upper() for task in found.all}
+    with usable_guard():
+        judge = judge_in_force(of_the_running_server(place) or settings_of(place).guard, place.guard)
+    verdicts = {task.id: judge(task.prompt).decision.upper() for task in found.all}
     parts = {task.id: "calibration" for task in found.calibration}
     listed = [{**plain(t), "part": parts.get(t.id, "task"), "guard": verdicts[t.id]} for t in found.all]
     out.json({"sha256": found.sha256, "tasks": listed})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate.rubric.tasks import BUILT_IN, Task, load_tasks
-from sekisho.guard.assembly import build_judge
+from sekisho.evaluate.safety import judge_in_force
 from sekisho.guard.config import GuardConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside these tests
@@ -52,13 +52,13 @@ def test_raters_find_what_a_good_answer_needs_in_both_languages(task: Task) -> N
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    return build_judge(GuardConfig(), tmp_path_factory.mktemp("guard"))
+    return judge_in_force(GuardConfig(), tmp_path_factory.mktemp("guard"))
 
 
 @pytest.mark.parametrize("task", TASKS.all, ids=lambda task: task.id)
 def test_our_own_guard_lets_every_prompt_pass(task: Task, judge) -> None:  # type: ignore[no-untyped-def]
     """A model behind the gateway can be rated: no prompt waits for a person or is refused."""
-    verdict = judge.judge_text(task.prompt)
+    verdict = judge(task.prompt)
     assert verdict.decision == "allow", (task.id, verdict.category, verdict.findings)
 
 
