@@ -47,6 +47,21 @@ async def test_a_live_key_is_definite_and_named(home: Home) -> None:
     await store.close()
 
 
+async def test_the_book_is_no_plain_text(home: Home) -> None:
+    """Ciphertext that by chance looks like a token is none; a key of ours that stands in the book all the same is."""
+    store = await Store.open(home.database)
+    _, secret = await store.create_key(KeySpec(name="taro"))
+    chance = "MKmfaTBjvZsD9PNOHppgAX+eyJ0RRlLwIAdlWaBtkU8grBai5+hLhW3QOktOmo7IQWj"
+    (home.audit / "00000000.jsonl").write_text(f'{{"n":1,"c":"{chance}"}}\n{{"n":2,"c":"{secret}"}}\n')
+    (home.logs / "gateway.log").write_text(f"{chance}\n")
+    found = scan_home(home, await store.load_keys())
+    assert places(found.leaks) == [
+        ("audit/00000000.jsonl", 2, "sekisho_key", "definite"),
+        ("logs/gateway.log", 1, "TOKEN", "suspicious"),
+    ]
+    await store.close()
+
+
 def test_old_logs_are_looked_into(home: Home) -> None:
     """Compressed ones too, by their content and not by their name; lines are counted in what was compressed."""
     (home.logs / "gateway.log.2").write_text(f"{OTHERS}\n")

@@ -82,6 +82,7 @@ def evaluate(
     A run that was stopped, by Ctrl-C, kill or a power cut, goes on with --resume where it was.
     """
     if context.invoked_subcommand is not None:
+        _refuse_misplaced(context)
         return
     from sekisho.evaluate.codex_run import find_codex
 
@@ -109,6 +110,17 @@ def evaluate(
         return
     run = evaluate_runs.run_folder(place, resume).name
     _run(out, place, run, where, None, None, chosen, tuple(redo or ()))
+
+
+def _refuse_misplaced(context: typer.Context) -> None:
+    """An option before `report`, `list`, … would be read and not heeded: of another home, for instance."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            sub = context.invoked_subcommand
+            hint = f"options of `{sub}` stand behind it: sekisho evaluate {sub} {option} …"
+            raise CommandFailed(f"{option} stands before `{sub}`", hint=hint, exit_code=USAGE)
 
 
 class _Wish:

@@ -77,9 +77,16 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def scan(
-    paths: Iterable[Path], known: Mapping[str, KeyRecord], root: Path | None = None, progress: Progress = silent
+    paths: Iterable[Path],
+    known: Mapping[str, KeyRecord],
+    root: Path | None = None,
+    progress: Progress = silent,
+    sealed: Path | None = None,
 ) -> Scan:
-    """`paths`: files and folders. `known`: the live keys by the hash of their secret (`Store.load_keys`). Blocks."""
+    """`paths`: files and folders. `known`: the live keys by the hash of their secret (`Store.load_keys`). Blocks.
+
+    Below `sealed` everything is encrypted, and by chance looks like a vendor's token: only keys of ours are looked for.
+    """
     places = list(paths)
     leaks: list[Leak] = []
     counts = {"definite": 0, "suspicious": 0}
@@ -95,7 +102,8 @@ def scan(
                 continue  # gone meanwhile, no file, or another name of one
             shown = _relative(path, root)
             try:
-                for leak, length in _in_file(path, shown, known):
+                own_only = sealed is not None and path.is_relative_to(sealed)
+                for leak, length in _in_file(path, shown, known, own_only):
                     size += length
                     if leak is not None:
                         counts[leak.certainty] += 1
@@ -123,7 +131,7 @@ def scan_home(
 ) -> Scan:
     """Everything in the home but the models and the folder of secrets, and whatever else is named."""
     own = sorted(path for path in home.path.iterdir() if path.name not in _NOT_SCANNED) if home.path.is_dir() else []
-    return scan([*own, *extra], known, home.path, progress)
+    return scan([*own, *extra], known, home.path, progress, sealed=home.audit)
 
 
 def scan_run(folder: Path, known: Mapping[str, KeyRecord], progress: Progress = silent) -> Scan:
@@ -157,19 +165,23 @@ def _relative(path: Path, root: Path | None) -> str:
     return str(path.relative_to(root)) if root is not None and path.is_relative_to(root) else str(path)
 
 
-def _in_file(path: Path, shown: str, known: Mapping[str, KeyRecord]) -> Iterator[tuple[Leak | None, int]]:
+def _in_file(
+    path: Path, shown: str, known: Mapping[str, KeyRecord], own_only: bool
+) -> Iterator[tuple[Leak | None, int]]:
     """The leaks of a file, and with a None the bytes that were read. Raises OSError, EOFError, zlib.error."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if not packed:
-            yield from _in_stream(raw, shown, known)
+            yield from _in_stream(raw, shown, known, own_only)
             return
         with gzip.GzipFile(fileobj=raw) as unpacked:
-            yield from _in_stream(unpacked, shown, known)  # type: ignore[arg-type]  # it reads like one
+            yield from _in_stream(unpacked, shown, known, own_only)  # type: ignore[arg-type]  # it reads like one
 
 
-def _in_stream(stream: BinaryIO, shown: str, known: Mapping[str, KeyRecord]) -> Iterator[tuple[Leak | None, int]]:
+def _in_stream(
+    stream: BinaryIO, shown: str, known: Mapping[str, KeyRecord], own_only: bool
+) -> Iterator[tuple[Leak | None, int]]:
     """A line longer than a block is read with an overlap: a find that touches a cut is told with what follows it."""
     line = 1
     carried = fresh = b""
@@ -180,7 +192,7 @@ def _in_stream(stream: BinaryIO, shown: str, known: Mapping[str, KeyRecord]) -> 
         yield None, len(fresh)
         block = carried + fresh
         cut = bool(following) and not fresh.endswith(b"\n")
-        finds = _own(block, known) if binary else [*_own(block, known), *_foreign(block)]
+        finds = _own(block, known) if binary or own_only else [*_own(block, known), *_foreign(block)]
         for start, end, leak in sorted(finds, key=lambda find: find[0]):
             told = end < len(carried) or (end == len(carried) and start < end - _HELD_BYTES)
             held = cut and end == len(block) and start >= end - _HELD_BYTES

@@ -1,0 +1,60 @@
+"""`sekisho evaluate` and its runs, as far as no server is needed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sekisho.cli.failure import ABSENT, USAGE
+from sekisho.cli.running import run
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["evaluate", "--home", "elsewhere", "list"], "--home stands before `list`"),
+        (["evaluate", "--quick", "report"], "--quick stands before `report`"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_in_the_wrong_place_is_told(
+    home: Path, capsys: pytest.CaptureFixture[str], line: list[str], words: str
+) -> None:
+    """What would be read and not heeded is refused."""
+    assert run(line) == USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_without_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`list` says how to begin one; the others end as not found, and name what there is."""
+    assert run(["evaluate", "list"]) == 0
+    assert "sekisho evaluate" in capsys.readouterr().out
+    for line in (["report"], ["verify", "last"], ["attest", "last", "codex.cuts", "0", "--by", "taro"]):
+        assert run(["evaluate", *line]) == ABSENT
+        assert "sekisho evaluate" in capsys.readouterr().err
+
+
+def test_without_a_server(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is measured, nothing is left behind, and the next step is named."""
+    assert run(["evaluate", "--quick", "--json"]) == ABSENT
+    assert "sekisho up" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    assert not list((home / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "line", [["bench"], ["gate"], ["continuity"], ["evaluate"], ["rubric", "collect"]], ids=" ".join
+)
+def test_a_key_is_never_typed(home: Path, capsys: pytest.CaptureFixture[str], line: list[str]) -> None:
+    """A key in a command line is refused, not repeated, and called burnt."""
+    secret = "sk-sekisho-" + "Zz9_" * 10 + "Abc"
+    assert run([*line, "--url", "http://127.0.0.1:9", "--key", secret]) == USAGE
+    told = capsys.readouterr()
+    assert "env:NAME" in told.err
+    assert secret not in told.out + told.err
+
+
+@pytest.mark.parametrize("margin", ["speed=5%", "tok_s", "tok_s=much", "tok_s=0", "tok_s=150%"])
+def test_margins_that_are_none(home: Path, capsys: pytest.CaptureFixture[str], margin: str) -> None:
+    """A margin is of a known metric, above nothing and below everything."""
+    assert run(["evaluate", "compare", "a", "b", "--margin", margin]) in (USAGE, ABSENT)
+    assert "margin" in capsys.readouterr().err
