@@ -36,15 +36,15 @@ from typing import Any
 import uvloop
 
 import report
-from candidates import CannotRun, free_port, spawned, wait_until_ready
+from candidates import LOAD_CORE, PROXY_CORE, CannotRun, free_port, on_core, spawned, wait_until_ready
 from generator import canned, wait_until_idle
 from load import Target as Probed
-from sekisho.evaluate import load, prompts
-from sekisho.evaluate.asking import Question
-from sekisho.evaluate.bench_plan import requests_per_s
-from sekisho.evaluate.exchange import Connections
-from sekisho.evaluate.samples import Cell, Request, Sample, Timed, ok_of, sample
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.client.asking import Question
+from sekisho.evaluate.client.exchange import Connections
+from sekisho.evaluate.client.target import Key, Target
+from sekisho.evaluate.speed import load, prompts
+from sekisho.evaluate.speed.bench_plan import requests_per_s
+from sekisho.evaluate.speed.samples import Cell, Request, Sample, Timed, ok_of, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "bench" / "out"
@@ -219,13 +219,14 @@ def _their_figures(metrics: dict[str, Any]) -> Figures:
 
 @contextmanager
 def worker() -> Iterator[Target]:
-    """The built-in model, as our server starts it."""
+    """The built-in model as our server starts it, but with one thread, on a core of its own: a tool that takes more of
+    the processor must not slow down what it measures."""
     port, key = free_port(), "worker-" + secrets.token_hex(16)
-    config = json.dumps({"name": "sekisho-mini", "path": "builtin", "slots": 4})
+    config = json.dumps({"name": "sekisho-mini", "path": "builtin", "slots": 4, "threads": 1})
     command = [sys.executable, "-m", "sekisho.engines.llama_worker", "--config", config, "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as folder:
         log = Path(folder) / "worker.log"
-        with spawned(command, log, {"SEKISHO_WORKER_KEY": key}) as child:
+        with spawned(command, log, {"SEKISHO_WORKER_KEY": key}, core=PROXY_CORE) as child:
             wait_until_ready(child, Probed(port, key, "sekisho-mini"), log, 120)
             yield Target("engine", f"http://127.0.0.1:{port}", "sekisho-mini", Key(key))
 
@@ -304,7 +305,8 @@ def main() -> None:
             ]
             for server in servers:
                 for parallel in map(int, given.parallels.split(",")) if given.only in (None, server.name) else ():
-                    pairs = compare(server, parallel, given, tool)
+                    with on_core(LOAD_CORE):
+                        pairs = compare(server, parallel, given, tool)
                     text, agrees = table(server, parallel, pairs)
                     print(text)
                     good &= agrees

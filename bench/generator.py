@@ -27,11 +27,11 @@ import psutil
 import uvloop
 
 import report
-from sekisho.evaluate import load
-from sekisho.evaluate.exchange import Connections
-from sekisho.evaluate.samples import Cell, Request
+from sekisho.evaluate.client.exchange import Connections
+from sekisho.evaluate.client.target import Target
+from sekisho.evaluate.speed import load
+from sekisho.evaluate.speed.samples import Cell, Request
 from sekisho.evaluate.statistics import percentile
-from sekisho.evaluate.target import Target
 
 OUT = Path(__file__).resolve().parent / "out"
 LIMIT_MS = 1.0

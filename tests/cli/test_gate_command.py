@@ -26,7 +26,7 @@ from lying_server import LyingServer
 from sekisho.cli.aiming import aimed
 from sekisho.cli.output import Output
 from sekisho.cli.temporary_key import NAME_PREFIX, temporary_key
-from sekisho.evaluate.gate import GATES
+from sekisho.evaluate.behaviour.gate import GATES
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.home import Home, RunState, write_state
 from sekisho.serve import Plan

@@ -5,10 +5,10 @@ import math
 import random
 from collections.abc import Iterable
 
-from sekisho.evaluate.compare import (
+from sekisho.evaluate.comparison.compare import (
     Comparison,
 )
-from sekisho.evaluate.compare_plan import (
+from sekisho.evaluate.comparison.compare_plan import (
     BlockResult,
     ComparePlan,
     Item,
@@ -16,7 +16,7 @@ from sekisho.evaluate.compare_plan import (
     Observation,
     schedule,
 )
-from sekisho.evaluate.compare_verdict import MetricResult
+from sekisho.evaluate.comparison.compare_verdict import MetricResult
 
 ITEMS = tuple(Item(f"item-{n}", f"prompt {n}", 64) for n in range(80))
 SPEED = (Margin("ttft", 0.10), Margin("total", 0.10), Margin("tok_s", 0.10))

@@ -17,7 +17,7 @@ from gateway_harness import FAKE, UNGUARDED, LiveGateway
 
 from sekisho.engines import builtin, lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.client.target import Key, Target
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home

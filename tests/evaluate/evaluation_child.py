@@ -17,9 +17,10 @@ from typing import Any
 
 from evaluation_harness import measure, site, small_plan
 
-from sekisho.evaluate import bench, continuity, sessions
-from sekisho.evaluate.step_context import StepContext
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.behaviour import continuity, sessions
+from sekisho.evaluate.client.target import Key, Target
+from sekisho.evaluate.durable.step_context import StepContext
+from sekisho.evaluate.speed import bench
 from sekisho.ops.home import Home
 
 

@@ -6,16 +6,18 @@ from typing import Any
 
 import msgspec
 
-from sekisho.evaluate import bench_plan, continuity, evaluation, safety
+from sekisho.evaluate import evaluation
+from sekisho.evaluate.behaviour import continuity, safety
+from sekisho.evaluate.client.target import Place, Target
 from sekisho.evaluate.conclusion import PLAN_FILE, Conclusion, conclude
+from sekisho.evaluate.durable.journal import Journal
 from sekisho.evaluate.environment import Section
 from sekisho.evaluate.evaluation import Plan, Site
 from sekisho.evaluate.figures import Figure
-from sekisho.evaluate.journal import Journal
 from sekisho.evaluate.progress import Progress
 from sekisho.evaluate.rubric.folder import RubricFolder
 from sekisho.evaluate.rubric.tasks import load_tasks
-from sekisho.evaluate.target import Place, Target
+from sekisho.evaluate.speed import bench_plan
 from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.store import Store

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sekisho.evaluate.journal import Journal
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.journal import Journal
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import Store
 
 PARTS = 3

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sekisho.core.clock import ManualClock
-from sekisho.evaluate.journal import Journal
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.journal import Journal
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import RunRecord, StepRecord, Store
 
 CHILD = Path(__file__).with_name("journal_child.py")

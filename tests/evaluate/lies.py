@@ -22,7 +22,7 @@ from good_answers import (
     responses_whole,
 )
 
-from sekisho.evaluate.exchange import Limits
+from sekisho.evaluate.client.exchange import Limits
 
 PATIENCE_S = 60.0  # longer than any client of a test waits
 PATIENT = Limits(connect_s=10.0, silence_s=20.0, total_s=40.0, max_bytes=1 << 20)

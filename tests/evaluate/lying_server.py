@@ -7,7 +7,7 @@ from collections import Counter
 from good_answers import GOOD, MODEL, Talk, Way
 from lies import LIES
 
-from sekisho.evaluate.target import Key, Place, Target
+from sekisho.evaluate.client.target import Key, Place, Target
 
 
 class LyingServer:

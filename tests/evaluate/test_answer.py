@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
-from sekisho.evaluate.answer import Answer, Expected
-from sekisho.evaluate.answer_apis import Api, read
-from sekisho.evaluate.asking import Question, ask, send
-from sekisho.evaluate.exchange import Connections, Exchange
-from sekisho.evaluate.faults import MEANINGS, first_failing
-from sekisho.evaluate.target import Target
+from sekisho.evaluate.client.answer import Answer, Expected
+from sekisho.evaluate.client.answer_apis import Api, read
+from sekisho.evaluate.client.asking import Question, ask, send
+from sekisho.evaluate.client.exchange import Connections, Exchange
+from sekisho.evaluate.client.faults import MEANINGS, first_failing
+from sekisho.evaluate.client.target import Target
 
 MAX_TOKENS = 32
 NAMES = (MODEL,)

@@ -10,9 +10,9 @@ from test_thresholds import SMALL
 
 from sekisho.audit.keys import SIGNING_FILE, load_key
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.evaluate.approvals import FILE_NAME, Approval, Wish, approve, read, scorecard, state_of
 from sekisho.evaluate.figures import Figure, Figures
-from sekisho.evaluate.thresholds import load, path_of, write_template
+from sekisho.evaluate.verdict.approvals import FILE_NAME, Approval, Wish, approve, read, scorecard, state_of
+from sekisho.evaluate.verdict.thresholds import load, path_of, write_template
 from sekisho.ops.home import Home
 
 WISH = Wish(

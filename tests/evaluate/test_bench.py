@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest
 from sekisho.core.turn import Message, Text, Turn
-from sekisho.evaluate import prompts
-from sekisho.evaluate.bench import Bench, CellRun, ends_of, requests_of, run_bench, run_cell
-from sekisho.evaluate.bench_figures import cell_figures, summarise
-from sekisho.evaluate.bench_gap import explain, gap_figures, gaps
-from sekisho.evaluate.bench_plan import PLANS, Grid, OpenLoop, Plan, Size, closed_cells, open_cells, open_rate
-from sekisho.evaluate.bench_tables import (
+from sekisho.evaluate.client.target import Place, Target
+from sekisho.evaluate.figures import Figures
+from sekisho.evaluate.speed import prompts
+from sekisho.evaluate.speed.bench import Bench, CellRun, ends_of, requests_of, run_bench, run_cell
+from sekisho.evaluate.speed.bench_figures import cell_figures, summarise
+from sekisho.evaluate.speed.bench_gap import explain, gap_figures, gaps
+from sekisho.evaluate.speed.bench_plan import PLANS, Grid, OpenLoop, Plan, Size, closed_cells, open_cells, open_rate
+from sekisho.evaluate.speed.bench_tables import (
     COLUMNS,
     SEED_COLUMNS,
     SERIES,
@@ -32,9 +34,7 @@ from sekisho.evaluate.bench_tables import (
     write_csv,
     write_json,
 )
-from sekisho.evaluate.figures import Figures
-from sekisho.evaluate.samples import Cell, Sample
-from sekisho.evaluate.target import Place, Target
+from sekisho.evaluate.speed.samples import Cell, Sample
 from sekisho.guard.assembly import build_judge
 from sekisho.guard.config import GuardConfig
 from sekisho.ops.children_file import ChildrenFile, ChildStatus

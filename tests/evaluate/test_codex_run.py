@@ -15,10 +15,10 @@ from lying_server import LyingServer
 
 from sekisho.core.errors import NotFound
 from sekisho.engines.config import ModelConfig
-from sekisho.evaluate import codex_run
-from sekisho.evaluate.codex_run import CodexPlan, environment, find_codex, is_cut, run_codex
-from sekisho.evaluate.session_tasks import SESSION_TASKS
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.behaviour import codex_run
+from sekisho.evaluate.behaviour.codex_run import CodexPlan, environment, find_codex, is_cut, run_codex
+from sekisho.evaluate.behaviour.session_tasks import SESSION_TASKS
+from sekisho.evaluate.client.target import Key, Target
 
 KEY = "sk-lying-0123456789"
 

@@ -18,11 +18,11 @@ from e2e_harness import Sekisho
 
 from sekisho.core.errors import EngineUnavailable, InvalidRequest
 from sekisho.engines import builtin
-from sekisho.evaluate import cold
-from sekisho.evaluate.cold import ColdStart, Restarted
+from sekisho.evaluate.client.target import Key, Target
 from sekisho.evaluate.figures import Figures
-from sekisho.evaluate.samples import Sample
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.speed import cold
+from sekisho.evaluate.speed.cold import ColdStart, Restarted
+from sekisho.evaluate.speed.samples import Sample
 from sekisho.ops import engine_door
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are ended by signals")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest
-from sekisho.evaluate.compare import (
+from sekisho.evaluate.comparison.compare import (
     Comparison,
     Sample,
     compare_runs,
@@ -18,7 +18,7 @@ from sekisho.evaluate.compare import (
     run_comparison,
     shortfalls,
 )
-from sekisho.evaluate.compare_plan import (
+from sekisho.evaluate.comparison.compare_plan import (
     DEFAULT_MARGINS,
     BlockResult,
     ComparePlan,

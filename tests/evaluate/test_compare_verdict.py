@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sekisho.evaluate.compare import (
+from sekisho.evaluate.comparison.compare import (
     run_comparison,
     shortfalls,
 )
-from sekisho.evaluate.compare_plan import (
+from sekisho.evaluate.comparison.compare_plan import (
     DEFAULT_MARGINS,
     ComparePlan,
     Item,
     Margin,
     Observation,
 )
-from sekisho.evaluate.compare_verdict import MetricResult
+from sekisho.evaluate.comparison.compare_verdict import MetricResult
 from sekisho.evaluate.paired import score_interval, score_z
 
 # --- the verdict, on a machine that drifts ---

@@ -14,11 +14,11 @@ from lies import LIES
 from lying_server import LyingServer
 
 from sekisho.core.errors import InvalidRequest
-from sekisho.evaluate import continuity
-from sekisho.evaluate.continuity import Held, Mode, Plan, conversations, run
-from sekisho.evaluate.continuity_record import COLUMNS, as_csv, figures, summary, why_lost
-from sekisho.evaluate.exchange import Limits
-from sekisho.evaluate.keywords import SHAPES
+from sekisho.evaluate.behaviour import continuity
+from sekisho.evaluate.behaviour.continuity import Held, Mode, Plan, conversations, run
+from sekisho.evaluate.behaviour.continuity_record import COLUMNS, as_csv, figures, summary, why_lost
+from sekisho.evaluate.behaviour.keywords import SHAPES
+from sekisho.evaluate.client.exchange import Limits
 
 LIMITS = Limits(connect_s=5.0, silence_s=5.0, total_s=10.0)
 KEYWORD = re.compile(r"「(.+?)」|\"(.+?)\"")

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sekisho.evaluate
-from sekisho.evaluate.bench_figures import QUANTILES
 from sekisho.evaluate.definitions import (
     GROUPS,
     define,
@@ -21,6 +20,7 @@ from sekisho.evaluate.definitions import (
     value_words,
 )
 from sekisho.evaluate.figures import Figure, Interval
+from sekisho.evaluate.speed.bench_figures import QUANTILES
 
 CELL = ("success_rate", "ttfb_p95_s", "ttft_p50_s", "ttft_p95_s", "total_p50_s", "total_p95_s", "tok_s_median")
 CELL += ("tpot_p50_ms", "itl_p95_ms", "requests_per_s", "late_p95_ms")

@@ -12,9 +12,9 @@ from sekisho.audit.export import signing_key
 from sekisho.audit.keys import WriterKeys
 from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate import evaluation
+from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.conclusion import attest
 from sekisho.evaluate.report import signing
-from sekisho.evaluate.target import Target
 from sekisho.ops.home import Home
 from sekisho.store import Store
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from evaluation_harness import STEPS, but_for_times, concluded
 
-from sekisho.evaluate.target import Target
+from sekisho.evaluate.client.target import Target
 from sekisho.ops.home import Home
 
 CHILD = Path(__file__).with_name("evaluation_child.py")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
-from sekisho.evaluate.exchange import Connections, Exchange, Limits
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.client.exchange import Connections, Exchange, Limits
+from sekisho.evaluate.client.target import Key, Target
 
 PATH = "/v1/chat/completions"
 

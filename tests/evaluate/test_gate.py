@@ -15,12 +15,22 @@ from lies import LIES, PAGE, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.engines.config import ModelConfig
-from sekisho.evaluate.exchange import Limits
-from sekisho.evaluate.faults import MEANINGS, FaultKind
-from sekisho.evaluate.gate import ALWAYS, CHAT, GATES, RESPONSES, Gate, GateResult, figures, listed_models, run_gates
-from sekisho.evaluate.gate_report import as_json, as_junit, passed
-from sekisho.evaluate.gate_verdict import OWN
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.behaviour.gate import (
+    ALWAYS,
+    CHAT,
+    GATES,
+    RESPONSES,
+    Gate,
+    GateResult,
+    figures,
+    listed_models,
+    run_gates,
+)
+from sekisho.evaluate.behaviour.gate_report import as_json, as_junit, passed
+from sekisho.evaluate.behaviour.gate_verdict import OWN
+from sekisho.evaluate.client.exchange import Limits
+from sekisho.evaluate.client.faults import MEANINGS, FaultKind
+from sekisho.evaluate.client.target import Key, Target
 
 KEY = "sk-lying-0123456789"
 

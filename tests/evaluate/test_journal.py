@@ -15,9 +15,9 @@ from journal_harness import Counted, done, opened, the_run, the_step
 
 from sekisho.core.clock import ManualClock
 from sekisho.core.errors import StoreUnavailable
-from sekisho.evaluate import journal as journal_module
+from sekisho.evaluate.durable import journal as journal_module
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.evaluate.figures import Figure
-from sekisho.evaluate.step_context import StepContext
 from sekisho.store import StepRecord, Store
 
 clock, folder, store = harness.clock, harness.folder, harness.store

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from journal_harness import Counted, done, entered, opened, the_run, the_step
 
 from sekisho.core.errors import NotFound
-from sekisho.evaluate.journal import Journal
-from sekisho.evaluate.journal_errors import (
+from sekisho.evaluate.durable.journal import Journal
+from sekisho.evaluate.durable.journal_errors import (
     ArtifactChanged,
     FolderUnusable,
     RunChanged,
     StepChanged,
 )
-from sekisho.evaluate.run_opening import canonical, differences
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.run_opening import canonical, differences
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import Store
 
 clock, folder, store = harness.clock, harness.folder, harness.store

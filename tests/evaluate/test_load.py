@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sekisho.evaluate import load
-from sekisho.evaluate.asking import Question
-from sekisho.evaluate.exchange import Connections, Limits
-from sekisho.evaluate.pace import pace, pauses_ms
-from sekisho.evaluate.samples import Cell, Request, Sample, Timed
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.client.asking import Question
+from sekisho.evaluate.client.exchange import Connections, Limits
+from sekisho.evaluate.client.target import Key, Target
+from sekisho.evaluate.speed import load
+from sekisho.evaluate.speed.pace import pace, pauses_ms
+from sekisho.evaluate.speed.samples import Cell, Request, Sample, Timed
 
 TOKENS = 64
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from sekisho.audit import AuditConfig, Book, OutcomeRecord, Reader, ReaderKeys
 from sekisho.core.clock import ManualClock, SystemClock
-from sekisho.evaluate import records
 from sekisho.evaluate.figures import Figure, Figures
-from sekisho.evaluate.records import Records, collect, figures
-from sekisho.evaluate.scorecard import score
-from sekisho.evaluate.stability import Calendar, Stability, evaluate, time_zone
-from sekisho.evaluate.thresholds import built_in
+from sekisho.evaluate.verdict import records
+from sekisho.evaluate.verdict.records import Records, collect, figures
+from sekisho.evaluate.verdict.scorecard import score
+from sekisho.evaluate.verdict.stability import Calendar, Stability, evaluate, time_zone
+from sekisho.evaluate.verdict.thresholds import built_in
 from sekisho.ops import denials
 from sekisho.ops.denials import DenialLog, read_denials
 from sekisho.ops.home import Home

@@ -13,11 +13,11 @@ import pytest
 from journal_harness import Counted, done, entered, files_in, opened, the_run, the_step
 
 from sekisho.core.errors import InvalidRequest
-from sekisho.evaluate.journal_errors import (
+from sekisho.evaluate.durable.journal_errors import (
     FolderUnusable,
     WrongFolder,
 )
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import Store
 
 clock, folder, store = harness.clock, harness.folder, harness.store

@@ -15,13 +15,13 @@ import pytest
 from journal_harness import CHILD, Counted, done, entered, lines, opened, posix, the_run, the_step
 
 from sekisho.core.clock import ManualClock
-from sekisho.evaluate import journal as journal_module
-from sekisho.evaluate.journal_errors import (
+from sekisho.evaluate.durable import journal as journal_module
+from sekisho.evaluate.durable.journal_errors import (
     RunBusy,
     RunLost,
 )
-from sekisho.evaluate.run_owner import LEASE_S
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.run_owner import LEASE_S
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import RunRecord, Store
 
 clock, folder, store = harness.clock, harness.folder, harness.store
@@ -47,7 +47,7 @@ async def test_an_owner_elsewhere_holds_the_run_for_its_lease(
     async def overtaken(context: StepContext) -> str:
         with pytest.raises(RunBusy, match=f"process {os.getpid()} on gpu-7"):
             await entered(store, folder)
-        monkeypatch.setattr("sekisho.evaluate.run_owner._place", lambda: "another machine")
+        monkeypatch.setattr("sekisho.evaluate.durable.run_owner._place", lambda: "another machine")
         clock.advance(LEASE_S / 2)
         with pytest.raises(RunBusy, match=f"process {os.getpid()} on gpu-7"):
             await entered(store, folder)

@@ -12,10 +12,10 @@ from lies import LIES
 from lying_server import LyingServer
 
 from sekisho.core.verdict import Decision, Verdict
-from sekisho.evaluate.exchange import Limits
+from sekisho.evaluate.behaviour.safety import Probed, figures, judge_in_force, load_probes, run
+from sekisho.evaluate.client.exchange import Limits
+from sekisho.evaluate.client.target import Key, Target
 from sekisho.evaluate.figures import Figure
-from sekisho.evaluate.safety import Probed, figures, judge_in_force, load_probes, run
-from sekisho.evaluate.target import Key, Target
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.emergency import Emergency, emergency_file
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sekisho.evaluate.criterion import Criterion, bound, expand, judge, shown
 from sekisho.evaluate.figures import Figure, Figures, Interval
-from sekisho.evaluate.scorecard import ApprovalState, Decision, Outcome, Rules, Scorecard, decide, score
-from sekisho.evaluate.thresholds import built_in
+from sekisho.evaluate.verdict.criterion import Criterion, bound, expand, judge, shown
+from sekisho.evaluate.verdict.scorecard import ApprovalState, Decision, Outcome, Rules, Scorecard, decide, score
+from sekisho.evaluate.verdict.thresholds import built_in
 
 PROFILE = "a100"
 

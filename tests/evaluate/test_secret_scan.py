@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sekisho.evaluate import secret_scan
-from sekisho.evaluate.secret_scan import MARKS, MOST_LISTED, Leak, scan, scan_home, scan_run
+from sekisho.evaluate.verdict import secret_scan
+from sekisho.evaluate.verdict.secret_scan import MARKS, MOST_LISTED, Leak, scan, scan_home, scan_run
 from sekisho.guard.personal import credentials
 from sekisho.ops.config import LogsConfig
 from sekisho.ops.home import Home

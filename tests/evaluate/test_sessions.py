@@ -13,10 +13,10 @@ from lying_server import LyingServer
 from sekisho.core.errors import InvalidRequest
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
-from sekisho.evaluate.exchange import Limits
-from sekisho.evaluate.session_tasks import SESSION_TASKS, SessionTask
-from sekisho.evaluate.sessions import MOST_TOOL_ROUNDS, TOOLS, Mode, SessionPlan, SessionResult, figures, run
-from sekisho.evaluate.target import Key, Target
+from sekisho.evaluate.behaviour.session_tasks import SESSION_TASKS, SessionTask
+from sekisho.evaluate.behaviour.sessions import MOST_TOOL_ROUNDS, TOOLS, Mode, SessionPlan, SessionResult, figures, run
+from sekisho.evaluate.client.exchange import Limits
+from sekisho.evaluate.client.target import Key, Target
 from sekisho.guard.config import GuardConfig
 
 MODES: list[Mode] = ["responses", "chat"]

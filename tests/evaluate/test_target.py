@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest
-from sekisho.evaluate.target import DEFAULT_KEY_ENV, Key, Target, read_key
+from sekisho.evaluate.client.target import DEFAULT_KEY_ENV, Key, Target, read_key
 
 SECRET = "sk-sekisho-0123456789abcdefghij"
 

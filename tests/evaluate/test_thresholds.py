@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.evaluate.thresholds import (
+from sekisho.evaluate.verdict.thresholds import (
     BUILT_IN,
     FILE_NAME,
     Ruled,
@@ -17,7 +17,7 @@ from sekisho.evaluate.thresholds import (
     template,
     write_template,
 )
-from sekisho.evaluate.thresholds_file import ThresholdsError, read
+from sekisho.evaluate.verdict.thresholds_file import ThresholdsError, read
 from sekisho.ops.home import Home
 
 SMALL = """\

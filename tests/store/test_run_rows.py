@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from sekisho.core.clock import ManualClock
-from sekisho.evaluate.journal import Journal
-from sekisho.evaluate.journal_errors import RunLost
-from sekisho.evaluate.step_context import StepContext
+from sekisho.evaluate.durable.journal import Journal
+from sekisho.evaluate.durable.journal_errors import RunLost
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.store import RunOwner, RunRecord, StepChild, StepRecord, Store
 
 NOW = 1_790_000_000.0

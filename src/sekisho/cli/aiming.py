@@ -12,7 +12,7 @@ from sekisho.cli.temporary_key import LASTS_S, temporary_key
 
 if TYPE_CHECKING:
     from sekisho.cli.output import Output
-    from sekisho.evaluate.target import Key, Place, Target
+    from sekisho.evaluate.client.target import Key, Place, Target
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
 
@@ -51,7 +51,7 @@ def aimed(
     `must_answer` False: an address elsewhere that lists no models is a target as well, with an empty model. Not inside
     a running loop. Raises CommandFailed, SettingsError, SekishoError.
     """
-    from sekisho.evaluate.target import Target, read_key
+    from sekisho.evaluate.client.target import Target, read_key
 
     if at not in (None, *PLACES):
         raise CommandFailed(f"--place: {at!r} is none", hint=f"one of {', '.join(PLACES)}", exit_code=USAGE)
@@ -74,7 +74,7 @@ def aimed(
 
 
 def is_ours(place: "Home", url: str) -> bool:
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.client.target import Target
     from sekisho.ops.home import running
 
     state = running(place)
@@ -108,7 +108,7 @@ def _model_of(settings: "Settings", model: str | None) -> str:
 def _engine(place: "Home", model: str) -> "Target":
     import asyncio
 
-    from sekisho.evaluate.target import Key, Target
+    from sekisho.evaluate.client.target import Key, Target
     from sekisho.ops.engine_door import engine_door
 
     door = asyncio.run(engine_door(place, model))
@@ -116,7 +116,7 @@ def _engine(place: "Home", model: str) -> "Target":
 
 
 def _ours(address: str, settings: "Settings", model: str, at: str | None, key: "Key | None") -> "Target":
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.client.target import Target
 
     if at != "public":
         return Target("gateway", address, model, key)
@@ -131,8 +131,8 @@ def _elsewhere(
 ) -> "Target":
     import asyncio
 
-    from sekisho.evaluate.gate import listed_models
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.behaviour.gate import listed_models
+    from sekisho.evaluate.client.target import Target
 
     found: Place = "public"
     if at == "engine":

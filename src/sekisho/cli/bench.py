@@ -15,11 +15,11 @@ from sekisho.cli.output import Output, plain
 from sekisho.cli.progress_bars import Bars
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.bench import Bench
-    from sekisho.evaluate.bench_plan import Plan
-    from sekisho.evaluate.cold import ColdStart
     from sekisho.evaluate.environment import Section
     from sekisho.evaluate.figures import Figure
+    from sekisho.evaluate.speed.bench import Bench
+    from sekisho.evaluate.speed.bench_plan import Plan
+    from sekisho.evaluate.speed.cold import ColdStart
     from sekisho.ops.home import Home
 
 KEY_LASTS_S = 12 * 3600.0
@@ -95,7 +95,7 @@ def _plan(
 ) -> "Plan":
     import msgspec
 
-    from sekisho.evaluate.bench_plan import PLANS, Grid, OpenLoop, Size
+    from sekisho.evaluate.speed.bench_plan import PLANS, Grid, OpenLoop, Size
 
     if name not in PLANS:
         raise CommandFailed(f"--plan: {name!r} is none", hint=f"one of {', '.join(PLANS)}", exit_code=USAGE)
@@ -136,10 +136,10 @@ def _command(plan: str, where: Where) -> str:
 async def _measure(
     place: "Home", found: Found, plan: "Plan", cold: int, where: Where, timeout_s: float, bars: Bars
 ) -> "tuple[list[ColdStart], Bench, tuple[Section, ...]]":
-    from sekisho.evaluate import bench as benching
-    from sekisho.evaluate import cold as starting
-    from sekisho.evaluate.exchange import Limits
-    from sekisho.evaluate.samples import Cell
+    from sekisho.evaluate.client.exchange import Limits
+    from sekisho.evaluate.speed import bench as benching
+    from sekisho.evaluate.speed import cold as starting
+    from sekisho.evaluate.speed.samples import Cell
 
     limits = Limits(silence_s=timeout_s, total_s=timeout_s)
     sections = await environment(place, found, bars.progress)
@@ -172,12 +172,13 @@ def _write(
 ) -> "list[Figure]":
     import msgspec
 
-    from sekisho.evaluate import bench_figures, bench_tables, cold, evidence
-    from sekisho.evaluate.bench_gap import explain, gaps
+    from sekisho.evaluate import evidence
     from sekisho.evaluate.figures import Figures
     from sekisho.evaluate.report.data import ReportData
     from sekisho.evaluate.report.page import render
-    from sekisho.evaluate.report_parts import bench_charts, fault_counts
+    from sekisho.evaluate.report.parts import bench_charts, fault_counts
+    from sekisho.evaluate.speed import bench_figures, bench_tables, cold
+    from sekisho.evaluate.speed.bench_gap import explain, gaps
     from sekisho.ops.home import write_atomically
 
     samples = whole.samples
@@ -206,8 +207,8 @@ def _write(
 
 
 def _show(out: Output, folder: Path, whole: "Bench", held: int | None) -> None:
-    from sekisho.evaluate.bench_gap import explain, gaps
-    from sekisho.evaluate.bench_tables import summary
+    from sekisho.evaluate.speed.bench_gap import explain, gaps
+    from sekisho.evaluate.speed.bench_tables import summary
 
     for line in summary(whole.samples).splitlines():
         out.line(line)

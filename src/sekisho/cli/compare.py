@@ -16,9 +16,9 @@ from sekisho.cli.output import Output, plain
 from sekisho.cli.progress_bars import Bars
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.compare import Comparison
-    from sekisho.evaluate.compare_plan import ComparePlan, Margin
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.client.target import Target
+    from sekisho.evaluate.comparison.compare import Comparison
+    from sekisho.evaluate.comparison.compare_plan import ComparePlan, Margin
     from sekisho.ops.home import Home
 
 KEY_LASTS_S = 12 * 3600.0
@@ -83,7 +83,7 @@ def _is_run(place: "Home", name: str) -> bool:
 
 
 def _margins(options: list[str]) -> "tuple[Margin, ...]":
-    from sekisho.evaluate.compare_plan import DEFAULT_MARGINS, Margin
+    from sekisho.evaluate.comparison.compare_plan import DEFAULT_MARGINS, Margin
 
     known = {each.metric: each for each in DEFAULT_MARGINS}
     for option in options:
@@ -102,8 +102,8 @@ def _margins(options: list[str]) -> "tuple[Margin, ...]":
 
 
 def _of_runs(place: "Home", runs: tuple[str, str], margins: "tuple[Margin, ...]", seed: int) -> "Comparison":
-    from sekisho.evaluate.compare import compare_runs
-    from sekisho.evaluate.compare_live import samples_of_run
+    from sekisho.evaluate.comparison.compare import compare_runs
+    from sekisho.evaluate.comparison.compare_live import samples_of_run
 
     first, second = (samples_of_run(evaluate_runs.run_folder(place, run)) for run in runs)
     return compare_runs(first, second, arms=runs, margins=margins, seed=seed)
@@ -123,9 +123,9 @@ def _live(
 ) -> "tuple[Path, Comparison]":
     import asyncio
 
-    from sekisho.evaluate.compare import shortfalls
-    from sekisho.evaluate.compare_live import built_in_items, read_items
-    from sekisho.evaluate.compare_plan import ComparePlan
+    from sekisho.evaluate.comparison.compare import shortfalls
+    from sekisho.evaluate.comparison.compare_live import built_in_items, read_items
+    from sekisho.evaluate.comparison.compare_plan import ComparePlan
 
     if resume is not None:
         folder, plan = place.runs / resume, _planned(place, resume)
@@ -147,7 +147,7 @@ def _live(
 def _planned(place: "Home", run: str) -> "ComparePlan":
     import msgspec
 
-    from sekisho.evaluate.compare_plan import ComparePlan
+    from sekisho.evaluate.comparison.compare_plan import ComparePlan
 
     try:
         return msgspec.json.decode((place.runs / run / PLAN_FILE).read_bytes(), type=ComparePlan)
@@ -183,12 +183,12 @@ async def _measure(
 ) -> "Comparison":
     import msgspec
 
-    from sekisho.evaluate.compare import run_comparison
-    from sekisho.evaluate.compare_live import LiveArms
-    from sekisho.evaluate.compare_plan import BlockResult
-    from sekisho.evaluate.exchange import Connections
-    from sekisho.evaluate.journal import Journal
-    from sekisho.evaluate.step_context import StepContext
+    from sekisho.evaluate.client.exchange import Connections
+    from sekisho.evaluate.comparison.compare import run_comparison
+    from sekisho.evaluate.comparison.compare_live import LiveArms
+    from sekisho.evaluate.comparison.compare_plan import BlockResult
+    from sekisho.evaluate.durable.journal import Journal
+    from sekisho.evaluate.durable.step_context import StepContext
     from sekisho.serve import database_url
     from sekisho.store import Store
 
@@ -208,7 +208,7 @@ async def _measure(
                     plan, LiveArms(connections).ask, bars.progress, finished=tuple(finished), keep=keep
                 )
 
-            from sekisho.evaluate.compare import Comparison
+            from sekisho.evaluate.comparison.compare import Comparison
 
             return msgspec.convert(await journal.step("compare", plan.sha256, work), Comparison)
     finally:
@@ -221,11 +221,11 @@ def _write(out: Output, place: "Home", folder: Path, found: "Comparison") -> Non
     """compare.json, figures.json and the signed page."""
     import msgspec
 
-    from sekisho.evaluate import compare as comparing
-    from sekisho.evaluate.compare_live import comparison_part, verdict_part
+    from sekisho.evaluate.comparison import compare as comparing
+    from sekisho.evaluate.comparison.compare_live import comparison_part, verdict_part
     from sekisho.evaluate.figures import Figures
     from sekisho.evaluate.report.data import ReportData
-    from sekisho.evaluate.report_file import write_report
+    from sekisho.evaluate.report.file import write_report
     from sekisho.ops.home import write_atomically
 
     command = f"sekisho evaluate compare {found.arms[0]} {found.arms[1]}"

@@ -14,9 +14,9 @@ from sekisho.cli.output import Output
 from sekisho.cli.progress_bars import Bars
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.continuity import Held, Language, Mode, Plan
+    from sekisho.evaluate.behaviour.continuity import Held, Language, Mode, Plan
+    from sekisho.evaluate.behaviour.keywords import Shape
     from sekisho.evaluate.figures import Figure
-    from sekisho.evaluate.keywords import Shape
 
 MODES = ("chat", "responses", "both")
 LANGUAGES = ("ja", "en", "both")
@@ -56,8 +56,8 @@ def continuity(
     """Hold conversations of three turns and count those that keep what the first turn laid down."""
     import asyncio
 
-    from sekisho.evaluate import continuity as talks
-    from sekisho.evaluate import continuity_record as record
+    from sekisho.evaluate.behaviour import continuity as talks
+    from sekisho.evaluate.behaviour import continuity_record as record
 
     out, where = Output(as_json=as_json), at_home(home)
     plans = _plans(mode, users, conversations, turns, distractors, shape, lang, seed)
@@ -86,8 +86,8 @@ def continuity(
 def _plans(
     mode: str, users: int, conversations: int, turns: int, distractors: int, shape: str, lang: str, seed: int | None
 ) -> "list[Plan]":
-    from sekisho.evaluate.continuity import Plan
-    from sekisho.evaluate.keywords import SHAPES
+    from sekisho.evaluate.behaviour.continuity import Plan
+    from sekisho.evaluate.behaviour.keywords import SHAPES
 
     for option, value, known in (("--mode", mode, MODES), ("--shape", shape, SHAPES), ("--lang", lang, LANGUAGES)):
         if value not in known:
@@ -115,7 +115,7 @@ def _plans(
 def _told(plan: "Plan", figures: "list[Figure]", folder: Path | None, held: "Sequence[Held]") -> dict[str, Any]:
     """The mode's part of the JSON answer; writes its files."""
     from sekisho.cli.output import plain
-    from sekisho.evaluate import continuity_record as record
+    from sekisho.evaluate.behaviour import continuity_record as record
 
     summary = record.summary(held, plan)
     if folder is not None:
@@ -127,7 +127,7 @@ def _told(plan: "Plan", figures: "list[Figure]", folder: Path | None, held: "Seq
 
 
 def _show(out: Output, mode: "Mode", figures: "list[Figure]", held: "Sequence[Held]") -> None:
-    from sekisho.evaluate.continuity_record import why_lost
+    from sekisho.evaluate.behaviour.continuity_record import why_lost
 
     rate = figures[0]
     interval = rate.interval

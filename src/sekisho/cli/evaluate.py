@@ -84,7 +84,7 @@ def evaluate(
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context)
         return
-    from sekisho.evaluate.codex_run import find_codex
+    from sekisho.evaluate.behaviour.codex_run import find_codex
 
     out, place = Output(as_json=as_json), at_home(home)
     place.create()
@@ -146,8 +146,9 @@ class _Wish:
 
     def plan(self, found: Found) -> "Plan":
         from sekisho.cli.scorecard import chosen_profile
-        from sekisho.evaluate import bench_plan, continuity
+        from sekisho.evaluate.behaviour import continuity
         from sekisho.evaluate.evaluation import Plan
+        from sekisho.evaluate.speed import bench_plan
 
         benches = bench_plan.PLANS
         if self.bench not in benches:
@@ -229,8 +230,8 @@ def _run(
 
 def _is_busy(folder: Path) -> bool:
     """Whether another process works on the run."""
-    from sekisho.evaluate.journal_errors import RunBusy
-    from sekisho.evaluate.run_folder import RunFolder
+    from sekisho.evaluate.durable.journal_errors import RunBusy
+    from sekisho.evaluate.durable.run_folder import RunFolder
 
     held = RunFolder(folder)
     try:
@@ -261,9 +262,9 @@ def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", co
 
     from sekisho.cli.guard import of_the_running_server
     from sekisho.cli.guard_figures import usable_guard
-    from sekisho.evaluate.bench import ends_of
+    from sekisho.evaluate.behaviour.safety import judge_in_force
     from sekisho.evaluate.evaluation import Site
-    from sekisho.evaluate.safety import judge_in_force
+    from sekisho.evaluate.speed.bench import ends_of
 
     restart, cannot = restarter(place, found, where.restart)
     judge = None
@@ -294,7 +295,7 @@ async def _measure(
     redo: Sequence[str],
 ) -> None:
     from sekisho.evaluate import evaluation
-    from sekisho.evaluate.journal import Journal
+    from sekisho.evaluate.durable.journal import Journal
     from sekisho.serve import database_url
     from sekisho.store import Store
 

@@ -61,8 +61,8 @@ def records_of(out: Output, place: "Home", settings: "Settings", folder: Path, s
     """The server's own records and accounts: of the last fourteen days where nothing else is said."""
     from sekisho.cli.keys import with_store
     from sekisho.cli.scorecard import collect_records
-    from sekisho.evaluate import cost
     from sekisho.evaluate.conclusion import Found
+    from sekisho.evaluate.verdict import cost
 
     begin = quantities.past("--since", since or "14d", time.time())
     found = collect_records(out, place, settings, begin, (folder,))

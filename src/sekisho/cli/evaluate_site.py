@@ -15,10 +15,10 @@ from sekisho.cli.output import Output
 
 if TYPE_CHECKING:
     from sekisho.engines.config import ModelConfig
-    from sekisho.evaluate import cold
+    from sekisho.evaluate.client.target import Place, Target
     from sekisho.evaluate.environment import Section
     from sekisho.evaluate.progress import Progress
-    from sekisho.evaluate.target import Place, Target
+    from sekisho.evaluate.speed import cold
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
 
@@ -79,7 +79,7 @@ def places(out: Output, place: "Home", purpose: str, where: Where, lasts_s: floa
 
 def restarter(place: "Home", found: Found, command: str | None) -> "tuple[cold.Restarter | None, str]":
     """How the engine is restarted for a cold start, or why it cannot be."""
-    from sekisho.evaluate import cold
+    from sekisho.evaluate.speed import cold
     from sekisho.ops.engine_door import restart_engine
 
     if command:
@@ -127,7 +127,7 @@ def _engine(place: "Home", line: "ModelConfig") -> "Target | None":
     """The engine's own address; None where it has none that could be asked."""
     import asyncio
 
-    from sekisho.evaluate.target import Key, Target
+    from sekisho.evaluate.client.target import Key, Target
     from sekisho.ops.engine_door import engine_door
 
     if line.engine == "llama_cpp":
@@ -139,13 +139,13 @@ def _engine(place: "Home", line: "ModelConfig") -> "Target | None":
 
 
 def _public(address: str, gateway: "Target") -> "Target":
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.client.target import Target
 
     return Target("public", address, gateway.model, gateway.key)
 
 
 def _upstream_key(line: "ModelConfig") -> Any:
-    from sekisho.evaluate.target import read_key
+    from sekisho.evaluate.client.target import read_key
 
     if line.api_key_env is not None:
         return read_key(f"env:{line.api_key_env}")

@@ -13,8 +13,8 @@ from sekisho.cli.options import HomeOption, JsonOption, at_home, example
 from sekisho.cli.output import Output
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.gate import Gate, GateResult
-    from sekisho.evaluate.target import Target
+    from sekisho.evaluate.behaviour.gate import Gate, GateResult
+    from sekisho.evaluate.client.target import Target
 
 STYLES = {True: "green", False: "bold red", None: "yellow"}
 STATES = {True: "gate_passed", False: "gate_failed", None: "gate_not_tried"}
@@ -45,9 +45,9 @@ def gate(
     """
     import asyncio
 
-    from sekisho.evaluate import gate as gates
-    from sekisho.evaluate import gate_report
-    from sekisho.evaluate.exchange import Limits
+    from sekisho.evaluate.behaviour import gate as gates
+    from sekisho.evaluate.behaviour import gate_report
+    from sekisho.evaluate.client.exchange import Limits
 
     out, where = Output(as_json=as_json), at_home(home)
     which = _chosen(chat, responses, state)
@@ -67,7 +67,7 @@ def gate(
 
 
 def _chosen(chat: bool, responses: bool, state: bool) -> "tuple[Gate, ...]":
-    from sekisho.evaluate.gate import ALWAYS, CHAT, GATES, RESPONSES, STATE
+    from sekisho.evaluate.behaviour.gate import ALWAYS, CHAT, GATES, RESPONSES, STATE
 
     if not (chat or responses or state):
         return GATES
@@ -120,7 +120,7 @@ def _explain_failures(out: Output, results: "Sequence[GateResult]") -> None:
 
 def _tell_besides(out: Output, results: "Sequence[GateResult]") -> None:
     """What was seen and decides nothing."""
-    from sekisho.evaluate.faults import MEANINGS
+    from sekisho.evaluate.client.faults import MEANINGS
 
     language = int(out.language == "ja")
     for result in results:

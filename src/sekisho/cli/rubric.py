@@ -14,11 +14,11 @@ from sekisho.cli.output import Output, plain
 from sekisho.cli.progress_bars import Bars
 
 if TYPE_CHECKING:
+    from sekisho.evaluate.client.target import Target
     from sekisho.evaluate.rubric.answers import Answers
     from sekisho.evaluate.rubric.folder import RubricFolder
     from sekisho.evaluate.rubric.sitting import Sitting
     from sekisho.evaluate.rubric.tasks import TaskSet
-    from sekisho.evaluate.target import Target
     from sekisho.ops.home import Home
 
 USUAL_TASKS = 20
@@ -41,8 +41,8 @@ def tasks(file: TasksOption = None, home: HomeOption = None, as_json: JsonOption
     """List and check the tasks, and what this home's guard says of each prompt. Wrong lines are told with number."""
     from sekisho.cli.guard import of_the_running_server
     from sekisho.cli.guard_figures import usable_guard
+    from sekisho.evaluate.behaviour.safety import judge_in_force
     from sekisho.evaluate.rubric.tasks import load_tasks
-    from sekisho.evaluate.safety import judge_in_force
 
     out, place = Output(as_json=as_json), at_home(home)
     found = load_tasks(file)
@@ -138,7 +138,7 @@ async def _ask(
     max_tokens: int | None,
     bars: Bars,
 ) -> "Answers":
-    from sekisho.evaluate.asking import asker
+    from sekisho.evaluate.client.asking import asker
     from sekisho.evaluate.rubric import answers
 
     name = out.text("rubric_collecting")

@@ -17,9 +17,9 @@ from sekisho.cli.output import Output
 if TYPE_CHECKING:
     from sekisho.audit import Reader
     from sekisho.evaluate.figures import Figures
-    from sekisho.evaluate.records import Records
-    from sekisho.evaluate.scorecard import ApprovalState, Result, Scorecard
-    from sekisho.evaluate.stability import Stop
+    from sekisho.evaluate.verdict.records import Records
+    from sekisho.evaluate.verdict.scorecard import ApprovalState, Result, Scorecard
+    from sekisho.evaluate.verdict.stability import Stop
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
 
@@ -51,7 +51,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write the built-in thresholds to a file that is yours to change."""
-    from sekisho.evaluate.thresholds import write_template
+    from sekisho.evaluate.verdict.thresholds import write_template
 
     out, place = Output(as_json=as_json), at_home(home)
     path = write_template(place, replace=force)
@@ -64,7 +64,7 @@ def show(
     run: RunArgument = None, profile: ProfileOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """Judge the figures of a run by the thresholds as they are now. Exit code 0 for `adopt`, else 1."""
-    from sekisho.evaluate.approvals import scorecard
+    from sekisho.evaluate.verdict.approvals import scorecard
 
     out, place = Output(as_json=as_json), at_home(home)
     folder = run_folder(place, run)
@@ -94,9 +94,9 @@ def approve(
 ) -> None:
     """Freeze the thresholds of a profile, on the figures of a run. Later changes are shown on every scorecard."""
     from sekisho.audit import AdminRecord
-    from sekisho.evaluate.approvals import Wish
-    from sekisho.evaluate.approvals import approve as freeze
-    from sekisho.evaluate.thresholds import load
+    from sekisho.evaluate.verdict.approvals import Wish
+    from sekisho.evaluate.verdict.approvals import approve as freeze
+    from sekisho.evaluate.verdict.thresholds import load
 
     out, place = Output(as_json=as_json), at_home(home)
     settings = settings_of(place)
@@ -128,8 +128,8 @@ def approve(
 @app.command("history", epilog=example("sekisho scorecard history", ja="承認の履歴を表示します。"))
 def history(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List all approvals, and what the thresholds say otherwise now. Exit code 1 where the records are not whole."""
-    from sekisho.evaluate.approvals import read, state_of
-    from sekisho.evaluate.thresholds import load
+    from sekisho.evaluate.verdict.approvals import read, state_of
+    from sekisho.evaluate.verdict.thresholds import load
 
     out, place = Output(as_json=as_json), at_home(home)
     approvals, thresholds = read(place), load(place)
@@ -169,8 +169,8 @@ def records(
 ) -> None:
     """Show what the server's own records say: stops, recovery, who got in, keys in plain text. Exit code 1 where there
     is something to mend."""
-    from sekisho.evaluate.records import figures
-    from sekisho.evaluate.thresholds import load
+    from sekisho.evaluate.verdict.records import figures
+    from sekisho.evaluate.verdict.thresholds import load
 
     out, place = Output(as_json=as_json), at_home(home)
     settings = settings_of(place)
@@ -198,8 +198,8 @@ def collect_records(
     recovery: Path | None = None,
 ) -> "Records":
     """The server's own records since then; the book among them where its key is at hand. Raises CommandFailed."""
-    from sekisho.evaluate.records import collect
-    from sekisho.evaluate.thresholds import load
+    from sekisho.evaluate.verdict.records import collect
+    from sekisho.evaluate.verdict.thresholds import load
 
     calendar, book = load(place).calendar, _book(place, recovery)
     with out.waiting("card_scanning"):
@@ -212,7 +212,7 @@ def collect_records(
 
 def chosen_profile(option: str | None, settings: "Settings") -> str:
     """Which thresholds count: the option, `profile` of the settings, or those of any other machine."""
-    from sekisho.evaluate.thresholds import OTHER
+    from sekisho.evaluate.verdict.thresholds import OTHER
 
     return option or settings.profile or OTHER
 
@@ -302,7 +302,7 @@ def show_card(out: Output, card: "Scorecard") -> None:
 
 
 def _row(out: Output, result: "Result", here: int) -> tuple[str, str, str, str, str]:
-    from sekisho.evaluate.criterion import bound, shown
+    from sekisho.evaluate.verdict.criterion import bound, shown
 
     outcome = out.text(f"card_{result.outcome}")
     if not result.certain and result.outcome != "open":

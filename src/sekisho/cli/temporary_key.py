@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sekisho.evaluate.target import Key
+    from sekisho.evaluate.client.target import Key
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
 
@@ -34,7 +34,7 @@ def temporary_key(
     Not inside a running loop. Raises StoreUnavailable where the store cannot be opened.
     """
     from sekisho.cli.keys import with_store
-    from sekisho.evaluate.target import Key
+    from sekisho.evaluate.client.target import Key
     from sekisho.store import KeySpec
 
     name = f"{NAME_PREFIX}{purpose}-{secrets.token_hex(4)}"

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.evaluate import approvals, cost, evaluation, evidence, records
+from sekisho.evaluate import evaluation, evidence
 from sekisho.evaluate.definitions import Language
 from sekisho.evaluate.environment import Section
 from sekisho.evaluate.figures import Figures
 from sekisho.evaluate.report.data import ReportData
-from sekisho.evaluate.report_file import write_report
-from sekisho.evaluate.report_parts import (
+from sekisho.evaluate.report.file import write_report
+from sekisho.evaluate.report.parts import (
     bench_charts,
     commands,
     criteria_rows,
@@ -28,7 +28,8 @@ from sekisho.evaluate.report_parts import (
     verdict_part,
 )
 from sekisho.evaluate.rubric.verdict_figures import rubric_figures
-from sekisho.evaluate.scorecard import Scorecard
+from sekisho.evaluate.verdict import approvals, cost, records
+from sekisho.evaluate.verdict.scorecard import Scorecard
 from sekisho.ops.home import Home, write_atomically
 
 PLAN_FILE = "plan.json"

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import psutil
 
-from sekisho.evaluate.exchange import Connections, Limits
+from sekisho.evaluate.client.exchange import Connections, Limits
+from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.progress import Progress, silent
-from sekisho.evaluate.target import Target
 from sekisho.ops.hardware import Hardware, run_probe
 
 _CHUNK_BYTES = 1 << 22

@@ -12,35 +12,23 @@ from typing import Any
 
 import msgspec
 
-from sekisho.evaluate import (
-    bench,
-    bench_figures,
-    bench_plan,
-    bench_tables,
-    codex_run,
-    cold,
-    continuity,
-    continuity_record,
-    cost,
-    gate,
-    gate_report,
-    safety,
-    sessions,
-)
-from sekisho.evaluate.asking import asker
+from sekisho.evaluate.behaviour import codex_run, continuity, continuity_record, gate, gate_report, safety, sessions
+from sekisho.evaluate.client.asking import asker
+from sekisho.evaluate.client.exchange import Limits
+from sekisho.evaluate.client.target import Place, Target
+from sekisho.evaluate.durable.journal import Journal
+from sekisho.evaluate.durable.step_context import StepContext
 from sekisho.evaluate.environment import Load, Section
 from sekisho.evaluate.evidence import STEPS, Evidence, tally
-from sekisho.evaluate.exchange import Limits
 from sekisho.evaluate.figures import Figure
-from sekisho.evaluate.journal import Journal
 from sekisho.evaluate.progress import Progress, silent
 from sekisho.evaluate.rubric import answers as rubric_answers
 from sekisho.evaluate.rubric.folder import NAME as RUBRIC
 from sekisho.evaluate.rubric.folder import RubricFolder
 from sekisho.evaluate.rubric.tasks import TaskSet
-from sekisho.evaluate.samples import Cell, Sample
-from sekisho.evaluate.step_context import StepContext
-from sekisho.evaluate.target import Place, Target
+from sekisho.evaluate.speed import bench, bench_figures, bench_plan, bench_tables, cold
+from sekisho.evaluate.speed.samples import Cell, Sample
+from sekisho.evaluate.verdict import cost
 
 KIND = "evaluation"
 

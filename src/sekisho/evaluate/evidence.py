@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sekisho.core.errors import NotFound
-from sekisho.evaluate.faults import MEANINGS, FaultKind
+from sekisho.evaluate.client.faults import MEANINGS, FaultKind
 from sekisho.evaluate.figures import Figure, Figures
 
 STEPS = "steps"

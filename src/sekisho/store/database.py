@@ -381,7 +381,7 @@ class Store:
         async with self._write() as connection:
             return await escalation_rows.forget(connection, created_before)
 
-    # Runs. `evaluate/journal.py` works on them; the last four are for whoever looks at them.
+    # Runs. `evaluate/durable/journal.py` works on them; the last four are for whoever looks at them.
 
     @_to_its_end
     async def create_run(self, run: RunRecord) -> RunRecord:

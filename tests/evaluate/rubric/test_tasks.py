@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekisho.core.errors import InvalidRequest
+from sekisho.evaluate.behaviour.safety import judge_in_force
 from sekisho.evaluate.rubric.tasks import BUILT_IN, Task, load_tasks
-from sekisho.evaluate.safety import judge_in_force
 from sekisho.guard.config import GuardConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside these tests

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import msgspec
 
+from sekisho.evaluate.client.faults import MEANINGS
 from sekisho.evaluate.definitions import (
     GROUPS,
     Defined,
@@ -20,7 +21,6 @@ from sekisho.evaluate.definitions import (
     pick,
     value_words,
 )
-from sekisho.evaluate.faults import MEANINGS
 from sekisho.evaluate.figures import Figure, Figures
 from sekisho.evaluate.report.data import IntervalChart, Mark
 

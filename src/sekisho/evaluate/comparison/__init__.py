@@ -1,0 +1,1 @@
+"""May B take A's place?"""

@@ -1,0 +1,1 @@
+"""Runs whose finished steps are never repeated, whatever was killed in between."""

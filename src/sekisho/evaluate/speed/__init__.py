@@ -1,0 +1,1 @@
+"""How quick a model is: load, cells, plans, cold starts."""

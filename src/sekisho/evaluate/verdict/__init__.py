@@ -1,0 +1,1 @@
+"""Figures against thresholds that were approved beforehand, and the server's own records."""
