@@ -27,7 +27,7 @@ _JA = (
 )
 _EN = (
     ("Write a Python function that merges two sorted lists.", "What is its time complexity?"),
-    ("Write a Python function that reverses a string.", "Can you add a test?"),
+    ("Write a Python function that reverses a string.", "Could you write a unit test for it?"),
     ("Write a Python function for binary search.", "Explain how it works."),
     ("How do I sort a list of dictionaries by a key?", "Explain how it works."),
     ("Write a function that flattens nested lists.", "Add comments, please."),
