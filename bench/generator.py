@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import psutil
@@ -122,12 +123,14 @@ def main() -> None:
             runs.append(figures)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
             print(f"run {number + 1}: {figures['successes']} of {figures['requests']} ok  {shown}")
+    middle = {name: median(run[name] or 0.0 for run in runs) for name in ("error_p50_ms", "error_p99_ms")}
     good = sum(max(run["error_p50_ms"] or 0.0, run["error_p99_ms"] or 0.0) < LIMIT_MS for run in runs)
+    print(f"median of the runs: error at P50 {middle['error_p50_ms']:.3f} ms, at P99 {middle['error_p99_ms']:.3f} ms")
     print(f"{good} of {len(runs)} runs within {LIMIT_MS:g} ms at the median and at P99")
     OUT.mkdir(exist_ok=True)
     result = {"machine": report.machine(), "options": vars(given), "runs": runs}
     (OUT / "generator.json").write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(good == 0)
+    sys.exit(max(middle.values()) >= LIMIT_MS)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sekisho.cli import retyped
 from sekisho.cli.aiming import KeyOption, ModelOption, UrlOption
 from sekisho.cli.evaluate_site import Found, Where, environment, held_characters, places, restarter
 from sekisho.cli.failure import FAILED, USAGE, CommandFailed
@@ -26,11 +27,12 @@ KEY_LASTS_S = 12 * 3600.0
 
 
 def register(app: typer.Typer) -> None:
-    epilog = example("sekisho bench", "sekisho bench --plan quick --cold", ja="モデルの速さを各経路で測ります。")
+    epilog = example("sekisho bench", "sekisho bench --plan quick --cold 1", ja="モデルの速さを各経路で測ります。")
     app.command("bench", epilog=epilog)(bench)
 
 
 def bench(
+    context: typer.Context,
     url: UrlOption = None,
     key: KeyOption = None,
     model: ModelOption = None,
@@ -75,7 +77,7 @@ def bench(
     with places(out, place, "bench", where, KEY_LASTS_S) as found, Bars(out, quiet=as_json) as bars:
         starts, whole, sections = asyncio.run(_measure(place, found, chosen, cold, where, timeout_s, bars))
         held = held_characters(place, found)
-    figures = _write(folder, whole, starts, sections, held, _command(plan, where))
+    figures = _write(folder, whole, starts, sections, held, retyped.command(context))
     samples = whole.samples
     failed = sum(not each.ok for each in samples)
     out.json({"folder": str(folder), "requests": len(samples), "failed": failed, "figures": plain(figures)})
@@ -125,12 +127,6 @@ def _numbers(option: str, text: str, separator: str = ",") -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(separator))
     except ValueError as error:
         raise CommandFailed(f"{option}: {text!r}", hint="whole numbers", exit_code=USAGE) from error
-
-
-def _command(plan: str, where: Where) -> str:
-    there = "" if where.url is None else f" --url {where.url} --key env:NAME"
-    model = "" if where.model is None else f" --model {where.model}"
-    return f"sekisho bench --plan {plan}{there}{model}"
 
 
 async def _measure(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sekisho.cli import evaluate_runs
+from sekisho.cli import evaluate_runs, retyped
 from sekisho.cli.aiming import KeyOption, aimed
 from sekisho.cli.failure import ABSENT, FAILED, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
+    context: typer.Context,
     a: Annotated[str, typer.Argument(metavar="A", help="What there is: a model, URL#MODEL, or a run's id.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What might take its place.")],
     margin: Annotated[
@@ -66,12 +67,23 @@ def compare(
         folder = place.runs / f"compare-{_stamp()}"
         folder.mkdir(mode=0o700)
     else:
+        if resume is not None:
+            _refuse_unheeded(context)
         folder, found = _live(out, place, (a, b), margins, blocks, items, max_tokens, seed, key, resume)
-    _write(out, place, folder, found)
+    _write(out, place, folder, found, retyped.command(context))
     out.json({"run": folder.name, "report": str(folder / "report.html"), **plain(found)})
     _show(out, found)
     out.say("evaluate_report", report=folder / "report.html")
     raise typer.Exit(0 if found.verdict == "adopt" else FAILED)
+
+
+def _refuse_unheeded(context: typer.Context) -> None:
+    """Margins and items of a comparison that has begun are what they were."""
+    heeded = {"a", "b", "key", "resume", "home", "as_json"}
+    unheeded = [retyped.option_of(context, name) for name in retyped.told(context) if name not in heeded]
+    if unheeded:
+        hint = "leave them out, or begin a new comparison without --resume"
+        raise CommandFailed(f"a resumed comparison keeps its plan: {', '.join(unheeded)}", hint=hint, exit_code=USAGE)
 
 
 def _stamp() -> str:
@@ -88,6 +100,8 @@ def _margins(options: list[str]) -> "tuple[Margin, ...]":
     known = {each.metric: each for each in DEFAULT_MARGINS}
     for option in options:
         name, equals, value = option.partition("=")
+        if value == "off" and known.pop(name, None) is not None:  # type: ignore[call-overload]
+            continue
         metric = next((each for each in known if each == name), None)
         try:
             share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
@@ -95,7 +109,7 @@ def _margins(options: list[str]) -> "tuple[Margin, ...]":
             metric = None
             share = 0.0
         if metric is None or not equals:
-            hint = f"as in ttft=10%; metrics: {', '.join(known)}"
+            hint = f"as in ttft=10% or ttft=off; metrics: {', '.join(each.metric for each in DEFAULT_MARGINS)}"
             raise CommandFailed(f"--margin: {option!r}", hint=hint, exit_code=USAGE)
         known[metric] = Margin(metric, share)
     return tuple(known.values())
@@ -103,10 +117,15 @@ def _margins(options: list[str]) -> "tuple[Margin, ...]":
 
 def _of_runs(place: "Home", runs: tuple[str, str], margins: "tuple[Margin, ...]", seed: int) -> "Comparison":
     from sekisho.evaluate.comparison.compare import compare_runs
-    from sekisho.evaluate.comparison.compare_live import samples_of_run
+    from sekisho.evaluate.comparison.compare_live import gates_passed, samples_of_run
+    from sekisho.evaluate.comparison.compare_plan import is_speed
 
-    first, second = (samples_of_run(evaluate_runs.run_folder(place, run)) for run in runs)
-    return compare_runs(first, second, arms=runs, margins=margins, seed=seed)
+    folders = [evaluate_runs.run_folder(place, run) for run in runs]
+    first, second = map(samples_of_run, folders)
+    shares = tuple(margin for margin in margins if not is_speed(margin.metric))  # speeds of two days prove nothing
+    if not shares:
+        raise CommandFailed("two runs are compared by success and correct answers alone", exit_code=USAGE)
+    return compare_runs(first, second, arms=runs, margins=shares, seed=seed, gates_ok=gates_passed(folders[1]))
 
 
 def _live(
@@ -129,6 +148,9 @@ def _live(
 
     if resume is not None:
         folder, plan = place.runs / resume, _planned(place, resume)
+        if plan.arms != arms:
+            why = f"{resume} compares {plan.arms[0]} with {plan.arms[1]}"
+            raise CommandFailed(why, hint="name these two", exit_code=USAGE)
     else:
         chosen = read_items(items) if items is not None else built_in_items(seed, max_tokens)
         folder = place.runs / f"compare-{_stamp()}"
@@ -185,7 +207,7 @@ async def _measure(
 
     from sekisho.evaluate.client.exchange import Connections
     from sekisho.evaluate.comparison.compare import run_comparison
-    from sekisho.evaluate.comparison.compare_live import LiveArms
+    from sekisho.evaluate.comparison.compare_live import LiveArms, gates_open
     from sekisho.evaluate.comparison.compare_plan import BlockResult
     from sekisho.evaluate.durable.journal import Journal
     from sekisho.evaluate.durable.step_context import StepContext
@@ -204,9 +226,9 @@ async def _measure(
                     finished.append(result)
                     await context.checkpoint(finished)
 
-                return await run_comparison(
-                    plan, LiveArms(connections).ask, bars.progress, finished=tuple(finished), keep=keep
-                )
+                ok = await gates_open(targets[plan.arms[1]])
+                ask = LiveArms(connections).ask
+                return await run_comparison(plan, ask, bars.progress, finished=tuple(finished), keep=keep, gates_ok=ok)
 
             from sekisho.evaluate.comparison.compare import Comparison
 
@@ -217,7 +239,7 @@ async def _measure(
         await store.close()
 
 
-def _write(out: Output, place: "Home", folder: Path, found: "Comparison") -> None:
+def _write(out: Output, place: "Home", folder: Path, found: "Comparison", command: str) -> None:
     """compare.json, figures.json and the signed page."""
     import msgspec
 
@@ -228,7 +250,6 @@ def _write(out: Output, place: "Home", folder: Path, found: "Comparison") -> Non
     from sekisho.evaluate.report.file import write_report
     from sekisho.ops.home import write_atomically
 
-    command = f"sekisho evaluate compare {found.arms[0]} {found.arms[1]}"
     figures = Figures(comparing.figures(found, command=command, file="compare.json"))
     write_atomically(folder / "compare.json", msgspec.json.format(msgspec.json.encode(found), indent=1))
     write_atomically(folder / "figures.json", msgspec.json.format(msgspec.json.encode(figures), indent=1))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sekisho.cli import compare, evaluate_runs
+from sekisho.cli import compare, evaluate_runs, retyped
 from sekisho.cli.aiming import KeyOption, ModelOption, UrlOption
-from sekisho.cli.evaluate_site import Found, Where, environment, held_characters, places, restarter
+from sekisho.cli.evaluate_site import Found, Where, cards_of, environment, held_characters, places, restarter
 from sekisho.cli.failure import USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
@@ -104,23 +104,34 @@ def evaluate(
             rubric=rubric,
             timeout_s=timeout_s,
             hourly_price=hourly_price,
+            command=retyped.command(context),
         )
         run = _new_run()
         _run(out, place, run, where, wished, load_tasks(tasks), chosen, ())
         return
+    _refuse_unheeded(context)
     run = evaluate_runs.run_folder(place, resume).name
     _run(out, place, run, where, None, None, chosen, tuple(redo or ()))
 
 
+HEEDED_BY_A_RESUME = frozenset({"resume", "redo", "key", "codex", "restart_command", "home", "as_json"})
+
+
 def _refuse_misplaced(context: typer.Context) -> None:
     """An option before `report`, `list`, … would be read and not heeded: of another home, for instance."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            sub = context.invoked_subcommand
-            hint = f"options of `{sub}` stand behind it: sekisho evaluate {sub} {option} …"
-            raise CommandFailed(f"{option} stands before `{sub}`", hint=hint, exit_code=USAGE)
+    sub = context.invoked_subcommand
+    for name in retyped.told(context):
+        option = retyped.option_of(context, name)
+        hint = f"options of `{sub}` stand behind it: sekisho evaluate {sub} {option} …"
+        raise CommandFailed(f"{option} stands before `{sub}`", hint=hint, exit_code=USAGE)
+
+
+def _refuse_unheeded(context: typer.Context) -> None:
+    """A run goes on as it was planned."""
+    unheeded = [retyped.option_of(context, name) for name in retyped.told(context) if name not in HEEDED_BY_A_RESUME]
+    if unheeded:
+        hint = "leave them out, or begin a new run without --resume"
+        raise CommandFailed(f"a resumed run keeps its plan: {', '.join(unheeded)}", hint=hint, exit_code=USAGE)
 
 
 class _Wish:
@@ -139,12 +150,14 @@ class _Wish:
         rubric: bool,
         timeout_s: float,
         hourly_price: float | None,
+        command: str,
     ) -> None:
         self.bench, self.profile, self.cold = bench, profile, cold
         self.users, self.conversations, self.sessions = users, conversations, sessions
-        self.codex, self.rubric, self.timeout_s, self.hourly_price = codex, rubric, timeout_s, hourly_price
+        self.codex, self.rubric, self.timeout_s = codex, rubric, timeout_s
+        self.hourly_price, self.command = hourly_price, command
 
-    def plan(self, found: Found) -> "Plan":
+    def plan(self, place: "Home", found: Found) -> "Plan":
         from sekisho.cli.scorecard import chosen_profile
         from sekisho.evaluate.behaviour import continuity
         from sekisho.evaluate.evaluation import Plan
@@ -169,14 +182,10 @@ class _Wish:
             safety=found.ours,
             rubric=self.rubric,
             timeout_s=self.timeout_s,
-            command=_command(self.bench, found),
+            command=self.command,
             hourly_price=self.hourly_price,
+            cards=self.cold and cards_of(place, found) is not None,
         )
-
-
-def _command(plan: str, found: Found) -> str:
-    where = "" if found.ours else f" --url {found.outermost.url} --key env:NAME --model {found.outermost.model}"
-    return f"sekisho evaluate --plan {plan}{where}"
 
 
 def _new_run() -> str:
@@ -203,7 +212,7 @@ def _run(
     folder = place.runs / run
     if wish is None:
         plan = read_plan(folder)
-        where = _as_planned(where, plan, place)
+        where = _as_planned(where, plan)
         tasks = RubricFolder(folder).tasks() if plan.rubric else None
         if not _is_busy(folder):
             revoke_left(place, settings_of(place), run)
@@ -211,7 +220,7 @@ def _run(
         if wish is not None:
             import msgspec
 
-            plan = wish.plan(found)
+            plan = wish.plan(place, found)
             folder.mkdir(mode=0o700)
             write_atomically(folder / PLAN_FILE, msgspec.json.format(msgspec.json.encode(plan), indent=1))
             if tasks is not None and plan.rubric:
@@ -242,19 +251,13 @@ def _is_busy(folder: Path) -> bool:
     return False
 
 
-def _as_planned(where: Where, plan: "Plan", place: "Home") -> Where:
+def _as_planned(where: Where, plan: "Plan") -> Where:
     """A run goes on where it began; only keys and the restart command are told anew."""
-    outermost = list(plan.places.items())[-1]
-    name, (url, model) = outermost
-    ours = "engine" in plan.places or name == "gateway"
-    public = plan.places["public"][0] if "public" in plan.places and ours else None
-    return Where(
-        url=where.url if where.url is not None else (None if ours else url),
-        key=where.key,
-        model=plan.places["gateway"][1] if ours and "gateway" in plan.places else model,
-        public=public,
-        restart=where.restart,
-    )
+    if "gateway" in plan.places:
+        public = plan.places["public"][0] if "public" in plan.places else None
+        return Where(key=where.key, model=plan.places["gateway"][1], public=public, restart=where.restart)
+    url, model = list(plan.places.values())[-1]
+    return Where(url=url, key=where.key, model=model, restart=where.restart)
 
 
 def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", codex: Path | None) -> "Site":
@@ -281,6 +284,7 @@ def _site(place: "Home", found: Found, where: Where, tasks: "TaskSet | None", co
         tasks=tasks,
         held_characters=held_characters(place, found),
         ends=partial(ends_of, place) if found.ours else lambda: None,
+        cards=cards_of(place, found),
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from sekisho.engines.config import ModelConfig
     from sekisho.evaluate.client.target import Place, Target
     from sekisho.evaluate.environment import Section
+    from sekisho.evaluate.gpu_check import GpuPhases
     from sekisho.evaluate.progress import Progress
     from sekisho.evaluate.speed import cold
     from sekisho.ops.home import Home
     from sekisho.settings import Settings
+
+    Cards = Callable[[Callable[[], Awaitable[object]]], Awaitable[GpuPhases]]
 
 
 class Where:
@@ -91,6 +94,16 @@ def restarter(place: "Home", found: Found, command: str | None) -> "tuple[cold.R
     if found.model is not None and found.model.engine == "llama_cpp":
         return cold.by_our_door(partial(restart_engine, place, found.model.name)), ""
     return None, "the engine is not started by this server: name the command that restarts it with --restart-command"
+
+
+def cards_of(place: "Home", found: Found) -> "Cards | None":
+    """What looks at the graphics cards around a restart of our engine; None without cards or such an engine."""
+    from sekisho.evaluate.gpu_check import measure_restart
+    from sekisho.ops.gpu_sample import read_gpus
+
+    if found.model is None or found.model.engine != "llama_cpp" or not read_gpus().gpus:
+        return None
+    return partial(measure_restart, place, found.model.name)
 
 
 def held_characters(place: "Home", found: Found) -> int | None:

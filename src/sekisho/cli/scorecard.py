@@ -232,13 +232,12 @@ def run_folder(place: "Home", run: str | None) -> Path:
 
 def figures_of(folder: Path) -> "Figures":
     """Raises CommandFailed for a file that is none."""
-    import msgspec
-
+    from sekisho.core.decoding import Undecodable, decoded
     from sekisho.evaluate.figures import Figures
 
     try:
-        return msgspec.json.decode((folder / FIGURES_FILE).read_bytes(), type=Figures)
-    except msgspec.DecodeError as error:
+        return decoded((folder / FIGURES_FILE).read_bytes(), Figures)
+    except Undecodable as error:
         raise CommandFailed(f"{folder / FIGURES_FILE} cannot be read: {error}") from error
 
 

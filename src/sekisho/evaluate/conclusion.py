@@ -2,12 +2,13 @@
 and records come later than the measurements."""
 
 import datetime
-import os
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import InvalidRequest, NotFound
 from sekisho.evaluate import evaluation, evidence
 from sekisho.evaluate.definitions import Language
@@ -96,8 +97,8 @@ def conclude(
 def read_plan(folder: Path) -> evaluation.Plan:
     """Raises NotFound for a folder that holds no evaluation."""
     try:
-        return msgspec.json.decode((folder / PLAN_FILE).read_bytes(), type=evaluation.Plan)
-    except (OSError, msgspec.DecodeError) as error:
+        return decoded((folder / PLAN_FILE).read_bytes(), evaluation.Plan)
+    except (OSError, Undecodable) as error:
         raise NotFound(f"{folder} holds no evaluation ({error}): sekisho evaluate list") from error
 
 
@@ -107,9 +108,9 @@ def _figures(folder: Path, plan: evaluation.Plan, seen: evidence.Evidence) -> Fi
     if plan.rubric:
         figures = figures.with_(rubric_figures(folder))
     if (folder / RECORDS_FILE).exists():
-        kept = msgspec.json.decode((folder / RECORDS_FILE).read_bytes(), type=records.Records)
+        kept = _whole(folder / RECORDS_FILE, records.Records)
         figures = figures.with_(records.figures(kept))
-        accounts = msgspec.json.decode((folder / cost.ACCOUNTS_FILE).read_bytes(), type=cost.Accounts)
+        accounts = _whole(folder / cost.ACCOUNTS_FILE, cost.Accounts)
         figures = figures.with_(cost.account_figures(accounts))
     return figures.with_(evidence.attested_figures(evidence.read_attested(folder), folder.name))
 
@@ -155,10 +156,15 @@ def _plain(plan: evaluation.Plan) -> dict[str, Any]:
 
 
 def _optional(path: Path, kind: type[T]) -> T | None:
+    return _whole(path, kind) if path.exists() else None  # None: the run has not come so far
+
+
+def _whole(path: Path, kind: type[T]) -> T:
+    """Raises NotFound for a file that is damaged, OSError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
-        return None  # the run has not come so far
+        return decoded(path.read_bytes(), kind)
+    except Undecodable as error:
+        raise NotFound(f"{path} is damaged ({error}): put it back from a backup of the folder") from error
 
 
 def _write(folder: Path, name: str, value: object) -> None:
@@ -168,17 +174,16 @@ def _write(folder: Path, name: str, value: object) -> None:
 def attest(
     folder: Path, figure: str, value: float, *, by: str, n: int | None, note: str, now: float
 ) -> evidence.Attested:
-    """Adds a figure that a person counted; earlier ones are kept. Raises InvalidRequest for one that is measured, and
-    for one without a name."""
+    """Adds a figure that a person counted; earlier ones are kept. Raises InvalidRequest for one that is measured, for
+    one without a name, and for what is no count."""
     if figure not in ATTESTABLE:
         raise InvalidRequest(
             f"{figure} is not a figure that a person counts; those are: {', '.join(ATTESTABLE)}", param="figure"
         )
     if not by.strip():
         raise InvalidRequest("Who counted it? Name that person with --by.", param="by")
+    if not math.isfinite(value) or value < 0:
+        raise InvalidRequest(f"{value} is no count.", param="value")
     made = evidence.Attested(figure=figure, value=value, n=n, by=by.strip(), note=note, at=now)
-    with (folder / evidence.ATTESTED).open("ab") as file:
-        file.write(msgspec.json.encode(made) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    evidence.keep_attested(folder, made)
     return made

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.evaluate.client.exchange import Connections, Limits
 from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.progress import Progress, silent
@@ -126,8 +127,8 @@ async def _version(target: Target) -> str:
                 return ""
             if exchange.status == 200:
                 try:
-                    told = msgspec.json.decode(exchange.body, type=_Told)
-                except msgspec.DecodeError:
+                    told = decoded(exchange.body, _Told)
+                except Undecodable:
                     continue
                 if told.version or told.build_info:
                     return told.version or told.build_info

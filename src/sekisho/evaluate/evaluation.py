@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sekisho.evaluate import gpu_check
 from sekisho.evaluate.behaviour import codex_run, continuity, continuity_record, gate, gate_report, safety, sessions
 from sekisho.evaluate.client.asking import asker
 from sekisho.evaluate.client.exchange import Limits
@@ -26,16 +27,19 @@ from sekisho.evaluate.rubric import answers as rubric_answers
 from sekisho.evaluate.rubric.folder import NAME as RUBRIC
 from sekisho.evaluate.rubric.folder import RubricFolder
 from sekisho.evaluate.rubric.tasks import TaskSet
-from sekisho.evaluate.speed import bench, bench_figures, bench_plan, bench_tables, cold
+from sekisho.evaluate.speed import bench, bench_figures, bench_plan, bench_tables, cold, prompts
 from sekisho.evaluate.speed.samples import Cell, Sample
 from sekisho.evaluate.verdict import cost
 
 KIND = "evaluation"
+CARD_REQUESTS = 10  # of the seed: ten short ones show how the cards share the work
+CARD_TOKENS = 256
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured, fixed before the first request. `places`: address and model of each. 0 and False leave out.
-    `command` is what does it all again. `hourly_price`: of the hardware, in whatever currency."""
+    `command` is what does it all again. `hourly_price`: of the hardware, in whatever currency. `cards`: look at each
+    graphics card's memory around a restart of the engine."""
 
     name: str
     profile: str
@@ -50,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     command: str
     hourly_price: float | None = None
+    cards: bool = False
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +74,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     tasks: TaskSet | None = None
     held_characters: int | None = None
     ends: Callable[[], int | None] = lambda: None
+    cards: Callable[[Callable[[], Awaitable[object]]], Awaitable[gpu_check.GpuPhases]] | None = None
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -95,6 +101,8 @@ async def run(journal: Journal, plan: Plan, site: Site, progress: Progress = sil
 def step_keys(plan: Plan) -> tuple[str, ...]:
     """The steps that leave evidence, in their order."""
     keys = [f"gates-{place}" for place in plan.places]
+    if plan.cards:
+        keys.append("cards")
     if plan.cold_starts:
         keys.append("cold")
     keys.append("bench")
@@ -128,6 +136,8 @@ class _Steps:
         plan = self._plan
         steps: list[tuple[str, Any, Work]] = [("environment", {}, self._environment)]
         steps += [(f"gates-{place}", plan.places[place], self._gates(place)) for place in plan.places]
+        if plan.cards:
+            steps.append(("cards", {}, self._cards))
         if plan.cold_starts:
             steps.append(("cold", plan.cold_starts, self._cold))
         steps.append(("bench", plan.bench, self._bench))
@@ -152,8 +162,11 @@ class _Steps:
         raise KeyError("an evaluation needs a target")
 
     def _command(self, words: str) -> str:
+        """What measures a figure again: on our own server by its home, elsewhere by its address."""
         target = self._outermost
-        return f"sekisho {words} --url {target.url} --model {target.model}"
+        if "gateway" in self._plan.places:
+            return f"sekisho {words} --model {self._plan.places['gateway'][1]}"
+        return f"sekisho {words} --url {target.url} --key env:NAME --model {target.model}"
 
     def _leave(self, context: StepContext, key: str, evidence: Evidence) -> None:
         context.write(f"{STEPS}/{key}.json", msgspec.json.encode(evidence))
@@ -169,7 +182,7 @@ class _Steps:
             results = await gate.run_gates(target, progress=self._progress, limits=self._limits)
             file = f"gates-{place}.json"
             context.write(file, msgspec.json.encode(gate_report.as_json(results, target)))
-            figures = gate.figures(results, target, command=self._command("gate"), file=file)
+            figures = gate.figures(results, target, command=self._command(f"gate --place {place}"), file=file)
             faults = tally([(fault.kind, fault.detail) for fault in result.faults] for result in results)
             self._leave(
                 context, f"gates-{place}", Evidence(figures=tuple(figures), tally=faults, exchanges=len(results))
@@ -177,8 +190,24 @@ class _Steps:
 
         return work
 
+    async def _cards(self, context: StepContext) -> None:
+        """Each card's memory before and after load and under requests, and what it says of the spread (SPEC G3)."""
+        assert self._site.cards is not None
+
+        async def requests() -> None:
+            async with asker(self._outermost) as ask:
+                for number in range(CARD_REQUESTS):
+                    await ask(prompts.pick(number).text, CARD_TOKENS)
+
+        phases = await self._site.cards(requests)
+        verdict = gpu_check.judge(phases)
+        context.write("cards.json", msgspec.json.encode({"phases": phases, "verdict": verdict}))
+        figures = gpu_check.figures(phases, command=self._plan.command, file="cards.json")
+        told = [msgspec.structs.replace(each, note=f"{each.note}; {verdict.words[0]}") for each in figures]
+        self._leave(context, "cards", Evidence(figures=tuple(told)))
+
     async def _cold(self, context: StepContext) -> None:
-        command = self._command("bench --cold")
+        command = self._command(f"bench --plan {self._plan.name} --cold {self._plan.cold_starts}")
         if self._site.restart is None:
             why = self._site.cannot_restart or "the engine cannot be restarted from here"
             figures = [Figure(id=f"cold.{what}", value=None, unit="s", why_null=why, command=command) for what in _COLD]
@@ -215,10 +244,10 @@ class _Steps:
         context.write("bench.json", bench_tables.write_json(whole))
         context.write("bench.csv", bench_tables.write_csv(whole.samples).encode())
         context.write("conditions.json", msgspec.json.encode(Conditions(before, after, held)))
-        figures = bench_figures.summarise(whole, command=self._command("bench"), held_characters=held)
-        figures.append(
-            cost.hourly_figure(whole, self._plan.hourly_price, self._command("evaluate --hourly-price PRICE"))
+        figures = bench_figures.summarise(
+            whole, command=self._command(f"bench --plan {self._plan.name}"), held_characters=held
         )
+        figures.append(cost.hourly_figure(whole, self._plan.hourly_price, self._plan.command))
         self._leave(context, "bench", _of_samples(figures, whole.samples))
 
     def _continuity(self, plan: continuity.Plan) -> Work:
@@ -259,13 +288,13 @@ class _Steps:
             results = await sessions.run(self._outermost, plan, self._progress, step=one)
             file = f"sessions_{mode}.json"
             context.write(file, msgspec.json.encode(results))
-            figures = sessions.figures(results, mode, command=self._command("evaluate"), file=file)
+            figures = sessions.figures(results, mode, command=self._plan.command, file=file)
             self._leave(context, f"sessions-{mode}", _of_sessions(figures, results))
 
         return work
 
     async def _codex(self, context: StepContext) -> None:
-        command = self._command("evaluate --codex PATH")
+        command = self._plan.command
         if self._site.codex is None:
             why = "the Codex CLI is not on this machine: npm install -g @openai/codex, or --codex PATH"
             figures = [
@@ -292,7 +321,7 @@ class _Steps:
         assert self._site.judge is not None
         found = await safety.run(self._outermost, self._site.judge, self._progress, limits=self._limits)
         context.write("safety.json", msgspec.json.encode(found))
-        figures = safety.figures(found, command=self._command("evaluate"), file="safety.json")
+        figures = safety.figures(found, command=self._plan.command, file="safety.json")
         self._leave(context, "safety", Evidence(figures=tuple(figures)))
 
     def _as_one(self, what: str) -> Progress:

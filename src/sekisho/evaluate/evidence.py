@@ -1,11 +1,15 @@
 """What a step of an evaluation leaves: figures, and a tally of what was wrong. Kept in the run's folder as
 `steps/<key>.json`, so that scorecard and report can be made from the folder alone, as often as wanted."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
+from sekisho.audit.files import Files, append_line
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import NotFound
 from sekisho.evaluate.client.faults import MEANINGS, FaultKind
 from sekisho.evaluate.figures import Figure, Figures
@@ -34,7 +38,7 @@ class Attested(msgspec.Struct, frozen=True, kw_only=True):
     """A figure that a person counted. `at`: seconds since 1970."""
 
     figure: str
-    value: float
+    value: Annotated[float, msgspec.Meta(ge=0.0)]
     n: int | None
     by: str
     note: str = ""
@@ -80,24 +84,54 @@ def read_steps(folder: Path, keys: Iterable[str]) -> Evidence:
     for key in keys:
         path = folder / STEPS / f"{key}.json"
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Evidence))
+            found.append(decoded(path.read_bytes(), Evidence))
         except FileNotFoundError:
             continue
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, Undecodable) as error:
             raise NotFound(f"{path} cannot be read as a step's evidence: {error}") from error
     return merged(found)
 
 
 def read_attested(folder: Path) -> tuple[Attested, ...]:
-    """In the order in which they were told; none where there are none."""
+    """In the order in which they were told; none where there are none. A torn last line is passed over. Raises
+    NotFound for another one that is damaged: what it said may have been a correction."""
+    path = folder / ATTESTED
     try:
-        lines = (folder / ATTESTED).read_bytes().splitlines()
+        body = path.read_bytes()
     except FileNotFoundError:
         return ()
+    attested: list[Attested] = []
+    for number, line in enumerate(body[: _sound_bytes(body)].split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            attested.append(decoded(line, Attested))
+        except Undecodable as error:
+            raise NotFound(
+                f"{path}:{number} is damaged ({error}): put the file back from a backup, or take that line out"
+            ) from error
+    return tuple(attested)
+
+
+def keep_attested(folder: Path, attested: Attested) -> None:
+    """Durable when it returns. A torn last line goes first: it must not end up between sound ones, and nobody was told
+    that it is kept. Raises OSError."""
+    path = folder / ATTESTED
+    if path.exists():
+        body = path.read_bytes()
+        if _sound_bytes(body) < len(body):
+            os.truncate(path, _sound_bytes(body))
+    append_line(Files(), path, msgspec.json.encode(attested) + b"\n")
+
+
+def _sound_bytes(body: bytes) -> int:
+    """The length without a last line whose writing was broken off: it has no end, and says nothing."""
+    begin = body.rfind(b"\n") + 1
     try:
-        return tuple(msgspec.json.decode(line, type=Attested) for line in lines if line.strip())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotFound(f"{folder / ATTESTED} cannot be read: {error}") from error
+        decoded(body[begin:], Attested)
+    except Undecodable:
+        return begin
+    return len(body)
 
 
 def attested_figures(attested: Iterable[Attested], run: str) -> tuple[Figure, ...]:

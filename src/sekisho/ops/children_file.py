@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops import process_tree
 
 State = Literal["starting", "running", "waiting", "failing", "misconfigured", "stopping", "stopped"]
@@ -40,8 +41,8 @@ class ChildrenFile(msgspec.Struct, frozen=True):
 def read_children(home: Path) -> ChildrenFile | None:
     """The state as the supervisor last wrote it, whether or not that one still lives; None where there is none."""
     try:
-        return msgspec.json.decode((home / "children.json").read_bytes(), type=ChildrenFile)
-    except (FileNotFoundError, msgspec.DecodeError):
+        return decoded((home / "children.json").read_bytes(), ChildrenFile)
+    except (FileNotFoundError, Undecodable):
         return None
 
 

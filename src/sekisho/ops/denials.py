@@ -14,6 +14,7 @@ import msgspec
 
 from sekisho.audit.files import Files, append_line
 from sekisho.core.clock import Clock, SystemClock
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops.home import Home
 
 log = logging.getLogger(__name__)
@@ -117,14 +118,11 @@ def read_denials(home: Home) -> Denials:
             continue
         for raw in body.splitlines():
             try:
-                lines.append(_decoder.decode(raw))
-            except msgspec.DecodeError:
+                lines.append(decoded(raw, Denied))
+            except Undecodable:
                 continue
     return Denials(tuple(lines), lines[0].at if lines else None)
 
 
 def _paths(home: Home) -> tuple[Path, Path]:
     return home.path / f"{FILE_NAME}.1", home.path / FILE_NAME
-
-
-_decoder = msgspec.json.Decoder(Denied)

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 import psutil
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import EngineUnavailable, Forbidden, NotFound
 from sekisho.engines import llama_worker
 from sekisho.ops import process_tree
@@ -187,11 +188,11 @@ def _workers(home: Home) -> dict[str, _Worker]:
     try:
         if running(home) is None:
             raise NotFound(f"no Sekisho runs from {home.path}: start it with `sekisho up`")
-        return msgspec.json.decode((home.run / "plan.json").read_bytes(), type=_Plan).workers
+        return decoded((home.run / "plan.json").read_bytes(), _Plan).workers
     except PermissionError as error:
         why = f"{error.filename} belongs to another user: run this as the user who ran `sekisho up`"
         raise Forbidden(why) from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, Undecodable) as error:
         raise NotFound(f"{home.run / 'plan.json'} cannot be read ({error}): sekisho down, then sekisho up") from error
 
 

@@ -10,6 +10,7 @@ import msgspec
 import platformdirs
 import psutil
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops import process_tree
 
 SAME_START_S = 1.5  # process start times are told in clock ticks, and rounded differently by each reader
@@ -135,10 +136,10 @@ class RunState(msgspec.Struct, frozen=True):
 def read_state(home: Home) -> RunState | None:
     """The note as it stands, alive or not. None when there is none or it is not readable as one."""
     try:
-        return msgspec.json.decode(home.state_file.read_bytes(), type=RunState)
+        return decoded(home.state_file.read_bytes(), RunState)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError:
+    except Undecodable:
         return None  # only a torn write of something else than `write_state` makes this; nothing runs by it
 
 

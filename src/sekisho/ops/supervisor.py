@@ -57,7 +57,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
 class Supervisor:
     """Keeps children running from `start` to `stop`. Both are called once, `stop` also twice.
 
-    `on_change` is called in the loop at every change of a child's state; it must not block or raise.
+    `on_change` is called in the loop at every change of a child's state; it must not block. What it raises is logged.
     """
 
     def __init__(
@@ -166,7 +166,10 @@ class Supervisor:
     def _changed(self, status: ChildStatus) -> None:
         self._write()
         if self._on_change is not None:
-            self._on_change(status)
+            try:
+                self._on_change(status)
+            except Exception:  # whoever looks on must not end the task that keeps a child
+                log.exception("whoever is told of the children's states failed at %s of %s", status.state, status.name)
 
     async def _reap(self) -> None:
         earlier = read_children(self.home)

@@ -1,4 +1,4 @@
-"""Long runs as values: a run, who works on it, its steps. Rows: `run_rows`; what they mean: `evaluate/durable/journal.py`."""
+"""Long runs as values: a run, who works on it, its steps. Rows: `run_rows`; their meaning: `evaluate/durable`."""
 
 from typing import Literal
 

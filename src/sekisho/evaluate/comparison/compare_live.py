@@ -9,20 +9,22 @@ import msgspec
 
 from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate.behaviour.continuity import SET, Language
+from sekisho.evaluate.behaviour.gate import CHAT, run_gates
 from sekisho.evaluate.behaviour.keywords import keyword
 from sekisho.evaluate.client.answer import Expected
 from sekisho.evaluate.client.answer_apis import read
 from sekisho.evaluate.client.asking import Question, send
 from sekisho.evaluate.client.exchange import Connections
+from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.comparison.compare import Comparison, Sample, forest
 from sekisho.evaluate.comparison.compare_plan import Item, Observation, is_speed
 from sekisho.evaluate.comparison.compare_verdict import MetricResult
 from sekisho.evaluate.comparison.compare_words import NAMES
+from sekisho.evaluate.figures import Figures
 from sekisho.evaluate.paired import Decision
 from sekisho.evaluate.report.data import Comparison as ComparisonPart
 from sekisho.evaluate.report.data import ComparisonRow, ForestChart, Outcome, Ratio, State, VerdictPart
 from sekisho.evaluate.speed.bench_tables import read_csv
-from sekisho.evaluate.speed.pace import pace
 from sekisho.evaluate.speed.prompts import prompts
 from sekisho.evaluate.speed.samples import Sample as BenchSample
 from sekisho.evaluate.verdict.criterion import Words
@@ -65,7 +67,8 @@ def read_items(path: Path) -> tuple[Item, ...]:
 
 class LiveArms:
     """Asks the arms, each on kept connections of its own. `correct` is whether the expected text stands in the answer;
-    None where an item expects none."""
+    None where an item expects none. `tok_s` is over the whole answer: what stands before an engine may hold text back,
+    so that the decode window is not seen."""
 
     def __init__(self, arms: Mapping[str, Connections]) -> None:
         self._arms = arms
@@ -77,15 +80,28 @@ class LiveArms:
         )
         exchange = await send(connections, question)
         answer = read("chat", exchange, Expected((connections.target.model,), True, item.max_tokens))
-        tokens = None if answer.completion_tokens is None else answer.completion_tokens - answer.hidden_tokens
+        tokens = answer.completion_tokens
         return Observation(
             ok=answer.ok,
             faults=tuple(fault.kind for fault in answer.faults),
             ttft_ms=answer.first_text_ms,
             total_ms=answer.total_ms,
-            tok_s=pace(answer.pieces_ms, tokens, answer.total_ms).tok_per_s,
+            tok_s=tokens / answer.total_ms * 1e3 if tokens and answer.total_ms > 0 else None,
             correct=item.expected in answer.text if item.expected else None,
         )
+
+
+async def gates_open(target: Target) -> bool:
+    """Whether the chat gates let the candidate pass: what fails them is not adopted, however fast it is."""
+    results = await run_gates(target, ("models", *CHAT))
+    return all(result.passed is not False for result in results)
+
+
+def gates_passed(folder: Path) -> bool:
+    """Whether every gate that a finished evaluation tried at its outermost address was passed."""
+    figures = msgspec.json.decode((folder / "figures.json").read_bytes(), type=Figures)
+    tried = [found for place in ("public", "gateway", "engine") if (found := figures.under(f"gate.{place}"))]
+    return bool(tried) and all(figure.value is not False for figure in tried[0])
 
 
 def samples_of_run(folder: Path) -> tuple[Sample, ...]:
@@ -106,9 +122,7 @@ def samples_of_run(folder: Path) -> tuple[Sample, ...]:
 
 
 def _of_bench(each: BenchSample) -> Sample:
-    observation = Observation(
-        ok=each.ok, faults=each.faults, ttft_ms=each.ttft_ms, total_ms=each.total_ms, tok_s=each.tok_s
-    )
+    observation = Observation(ok=each.ok, faults=each.faults, ttft_ms=each.ttft_ms, total_ms=each.total_ms)
     return Sample(f"p{each.parallel}.t{each.tokens}.{each.index}.{each.prompt}", observation)
 
 

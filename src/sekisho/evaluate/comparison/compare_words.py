@@ -10,7 +10,7 @@ from sekisho.evaluate.verdict.criterion import Words
 NAMES: dict[Metric, Words] = {
     "ttft": ("Time to first token", "最初のトークンまでの時間"),
     "total": ("Time of the whole answer", "応答完了までの時間"),
-    "tok_s": ("Generation speed", "生成速度"),
+    "tok_s": ("Output tokens per second, whole answer", "1 秒あたりの出力トークン数（応答全体）"),
     "success": ("Success rate", "成功率"),
     "correct": ("Share of correct answers", "正答率"),
 }

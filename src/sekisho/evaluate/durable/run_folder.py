@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.evaluate.durable.journal_errors import FolderUnusable, RunBusy, WrongFolder
 from sekisho.ops.instance_lock import AlreadyRunning, InstanceLock
 
@@ -57,10 +58,10 @@ class RunFolder:
     def identity(self) -> Identity | None:
         """None where there is none. Raises WrongFolder when it cannot be read as one."""
         try:
-            return msgspec.json.decode((self.path / IDENTITY).read_bytes(), type=Identity)
+            return decoded((self.path / IDENTITY).read_bytes(), Identity)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except msgspec.DecodeError as error:
+        except Undecodable as error:
             raise WrongFolder(f"{self.path / IDENTITY} is damaged: put it back from a backup of the folder") from error
         except OSError as error:
             raise _unusable(self.path / IDENTITY, error) from error

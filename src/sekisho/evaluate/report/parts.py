@@ -148,13 +148,8 @@ def thresholds_part(card: Scorecard) -> ThresholdsPart:
         changes=changes,
         by_approved=("", "") if card.by_approved is None else title(card.by_approved),
         problem=state.problem,
-        notes=_left_out(card),
+        notes=card.notes,
     )
-
-
-def _left_out(card: Scorecard) -> tuple[Words, ...]:
-    """What was left out of the thresholds; of approval the part tells by itself."""
-    return tuple(note for note in card.notes if note[0].startswith("Left out"))
 
 
 def fault_counts(tallies: Iterable[Tally]) -> tuple[FaultCount, ...]:
@@ -287,12 +282,10 @@ def notices(plan: evaluation.Plan, card: Scorecard, conditions: evaluation.Condi
     if plan.name == "quick":
         told.append(
             (
-                "A quick run: shorter answers and fewer of them. It shows that everything works; decide on a full one.",
-                "簡易実行です。応答は短く、件数も少なくしています。動作確認用であり、採否は完全な実行で判断してください。",
+                "A quick run: fewer requests. It shows that everything works; decide on a full one.",
+                "簡易実行です。要求の件数を減らしています。動作確認用であり、採否は完全な実行で判断してください。",
             )
         )
-    if card.approval.status in ("changed", "broken"):
-        told += [note for note in card.notes if "approv" in note[0]]
     if conditions is not None:
         told += _busy(conditions)
     if "engine" in plan.places and len(plan.places) > 1:

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import InvalidRequest, NotFound, StoreUnavailable
 from sekisho.evaluate.rubric.answers import Answers
 from sekisho.evaluate.rubric.sheets import Sheet, rater_name
@@ -84,10 +85,10 @@ class RubricFolder:
     def _read(self, name: str, kind: type[T]) -> T:
         path = self.path / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
+            return decoded(path.read_bytes(), kind)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{path} is not there: collect answers first with sekisho rubric collect.") from error
-        except msgspec.DecodeError as error:
+        except Undecodable as error:
             raise InvalidRequest(f"{path} is damaged ({error}): put it back from a backup.") from error
         except OSError as error:
             raise self._trouble(path, error) from error

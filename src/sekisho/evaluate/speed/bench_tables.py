@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate.speed.bench import Bench
 from sekisho.evaluate.speed.samples import Sample, ok_of
@@ -56,8 +57,8 @@ def write_json(bench: Bench) -> bytes:
 def read_json(body: bytes) -> Bench:
     """Raises InvalidRequest."""
     try:
-        return msgspec.json.decode(body, type=Bench)
-    except msgspec.DecodeError as error:
+        return decoded(body, Bench)
+    except Undecodable as error:
         raise InvalidRequest(f"This is no benchmark: {error}") from error
 
 

@@ -2,6 +2,9 @@
 
 A key of our own that opens this server now is `definite`: its hash is in the store. Whatever else looks like a key of
 ours or of a vendor is `suspicious`. Findings show the last four characters and no more. Files are read in blocks.
+
+In the files of runs only keys of ours are looked for. They hold what models answered, who write keys as examples
+(`sk-your-api-key-here`, a textbook's JWT), and no vendor's key ever comes near them.
 """
 
 import gzip
@@ -9,7 +12,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -81,11 +84,11 @@ def scan(
     known: Mapping[str, KeyRecord],
     root: Path | None = None,
     progress: Progress = silent,
-    sealed: Path | None = None,
+    own_only: Sequence[Path] = (),
 ) -> Scan:
     """`paths`: files and folders. `known`: the live keys by the hash of their secret (`Store.load_keys`). Blocks.
 
-    Below `sealed` everything is encrypted, and by chance looks like a vendor's token: only keys of ours are looked for.
+    Below `own_only` only keys of ours are looked for.
     """
     places = list(paths)
     leaks: list[Leak] = []
@@ -102,8 +105,8 @@ def scan(
                 continue  # gone meanwhile, no file, or another name of one
             shown = _relative(path, root)
             try:
-                own_only = sealed is not None and path.is_relative_to(sealed)
-                for leak, length in _in_file(path, shown, known, own_only):
+                ours = any(path.is_relative_to(place) for place in own_only)
+                for leak, length in _in_file(path, shown, known, ours):
                     size += length
                     if leak is not None:
                         counts[leak.certainty] += 1
@@ -129,14 +132,10 @@ def scan(
 def scan_home(
     home: Home, known: Mapping[str, KeyRecord], extra: Iterable[Path] = (), progress: Progress = silent
 ) -> Scan:
-    """Everything in the home but the models and the folder of secrets, and whatever else is named."""
+    """Everything in the home but the models and the folder of secrets, and whatever else is named. In the book, which
+    is encrypted and by chance looks like a vendor's token, and in runs only keys of ours are looked for."""
     own = sorted(path for path in home.path.iterdir() if path.name not in _NOT_SCANNED) if home.path.is_dir() else []
-    return scan([*own, *extra], known, home.path, progress, sealed=home.audit)
-
-
-def scan_run(folder: Path, known: Mapping[str, KeyRecord], progress: Progress = silent) -> Scan:
-    """A run's folder, before it is signed and handed on."""
-    return scan([folder], known, folder, progress)
+    return scan([*own, *extra], known, home.path, progress, own_only=(home.audit, home.runs))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import psutil
 
@@ -31,6 +33,13 @@ UNKNOWN = Case(
     ("{why}", "{why}"),
     ("run this as the user who runs the server", "サーバーを動かしているユーザーで実行してください"),
 )
+BROKEN = Case(
+    "check.broken",
+    "warning",
+    ("{name}: the check itself failed", "{name}: 検査の処理自体が失敗しました"),
+    ("{why}", "{why}"),
+    ("this is a fault of Sekisho; report it with these words", "Sekisho の不具合です。この内容を添えて報告してください"),
+)
 
 CHECKS: dict[str, Check] = {
     "programs": programs.check_programs,
@@ -52,7 +61,7 @@ CHECKS: dict[str, Check] = {
 
 async def examine(patient: Patient, *, deadline_s: float = DEADLINE_S) -> list[Finding]:
     """All findings, good ones too, in a steady order. Takes at most about `deadline_s`. Never raises for what it
-    finds."""
+    finds, nor for a check that fails."""
     waiting: dict[str, Awaitable[list[Finding]]] = {
         name: _in_thread(lambda check=check: check(patient), name)  # type: ignore[misc]
         for name, check in CHECKS.items()
@@ -74,6 +83,10 @@ async def _within(name: str, check: Awaitable[list[Finding]], deadline_s: float)
         return [SLOW.found(name=name, seconds=deadline_s)]
     except (OSError, psutil.Error) as error:
         return [UNKNOWN.found(name=name, why=str(error) or type(error).__name__)]
+    except Exception as error:  # noqa: BLE001  # one check must not take the other ones' findings with it
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return [BROKEN.found(name=name, why=why)]
 
 
 def _in_thread(work: Callable[[], list[Finding]], name: str) -> "asyncio.Future[list[Finding]]":

@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.engines.config import ModelConfig
 from sekisho.ops.doctor.clock import check_skew
 from sekisho.ops.doctor.finding import Case, Finding, Words
@@ -182,8 +183,8 @@ def _judge(model: ModelConfig, told: dict[str, str | None], status: int, body: b
     if status != 200:
         return WRONG_PATH.found(status=status, **told)
     try:
-        listed = [entry.id for entry in msgspec.json.decode(body, type=_Models).data]
-    except msgspec.DecodeError:
+        listed = [entry.id for entry in decoded(body, _Models).data]
+    except Undecodable:
         return NO_LIST.found(**told)
     wanted = model.upstream_model or model.name
     if listed and wanted not in listed:
