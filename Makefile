@@ -33,8 +33,8 @@ up: $(VENV)/installed ## Install and start the server with the built-in model; p
 down: $(VENV)/installed ## Stop the server
 	@$(BIN)/sekisho down
 
-test: $(VENV)/installed-dev ## The test suite
-	@$(RUN) pytest
+test: $(VENV)/installed-dev ## The test suite, on two processors
+	@$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## Tests that take more than some seconds
 	@$(RUN) pytest -m slow

@@ -19,7 +19,7 @@ from aiohttp import web
 from sekisho.console.assets import SECURITY_HEADERS, asset
 
 KEY = "sk-test-4f1d"
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",

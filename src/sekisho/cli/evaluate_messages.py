@@ -27,6 +27,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "No runs yet. Begin one with: sekisho evaluate",
         "実行はまだありません。sekisho evaluate で始めます。",
     ),
+    "evaluate_damaged": ("damaged", "破損"),
     "evaluate_attested": ("{figure} = {value}, attested by {by}", "{figure} = {value}（{by} による申告）"),
     "evaluate_true": ("{file} is as it was signed by {signer}", "{file} は {signer} が署名したままです"),
     "evaluate_forgotten": (

@@ -129,19 +129,28 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
         out.say("evaluate_none")
         return
     columns = out.columns("run", "plan", "verdict", "model")
-    out.table(columns, [(row["run"], row["plan"], row["decision"], row["model"]) for row in rows])
+    damaged = out.text("evaluate_damaged")
+    out.table(columns, [(row["run"], row["plan"] or damaged, row["decision"], row["model"]) for row in rows])
+    for row in rows:
+        if row["damaged"]:
+            out.warn(row["damaged"])
 
 
 def _row(folder: Path) -> dict[str, Any]:
+    """`damaged` says why, where the plan of this run cannot be read: the other runs are listed all the same."""
+    from sekisho.core.errors import NotFound
     from sekisho.evaluate.conclusion import SCORECARD_FILE, read_plan
 
-    plan = read_plan(folder)
+    try:
+        plan = read_plan(folder)
+    except NotFound as error:
+        return {"run": folder.name, "plan": None, "decision": None, "model": None, "damaged": error.message}
     try:
         decision = json.loads((folder / SCORECARD_FILE).read_bytes())["verdict"]["decision"]
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         decision = None  # it has not come so far
     model = ", ".join(dict.fromkeys(model for _, model in plan.places.values()))
-    return {"run": folder.name, "plan": plan.name, "decision": decision, "model": model}
+    return {"run": folder.name, "plan": plan.name, "decision": decision, "model": model, "damaged": None}
 
 
 def attest(

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ import psutil
 from sekisho.audit.files import Files, append_line
 from sekisho.core import ids
 from sekisho.core.clock import Clock, SystemClock
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops.children_file import ChildStatus, replace_file
 from sekisho.ops.home import Home
 
@@ -97,13 +99,23 @@ class _Announced(msgspec.Struct, frozen=True):
 
 
 def boot_id() -> str:
-    """Names this run of the machine."""
+    """Names this run of the machine; where the system does not tell, a name that no other moment has."""
     if sys.platform == "linux":
         try:
             return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             pass  # a container may hide it
-    return f"{psutil.boot_time():.0f}"
+    booted_at = _booted_at()
+    return ids.new("boot") if booted_at is None else f"{booted_at:.0f}"
+
+
+def _booted_at() -> float | None:
+    """Seconds since 1970; None where the system does not tell."""
+    try:
+        return psutil.boot_time()
+    except (psutil.Error, OSError, RuntimeError, ValueError) as error:  # /proc/stat may be hidden, or lack the line
+        log.warning("cannot tell when this machine was started: %s", error)
+        return None
 
 
 def now(clock: Clock | None = None) -> Moment:
@@ -122,8 +134,8 @@ def read_history(home: Home) -> History:
             continue
         for line in lines:
             try:
-                events.append(_decoder.decode(line))
-            except msgspec.DecodeError:
+                events.append(decoded(line, StabilityEvent))
+            except Undecodable:
                 damaged += bool(line.strip())
     return History(tuple(events), _read_alive(home), damaged)
 
@@ -136,10 +148,20 @@ def announce_restart(home: Home, child: str, birth: str, why: str) -> None:
     replace_file(folder / f"{child}.json", msgspec.json.encode(_Announced(birth, now(), why[:_NOTE_CHARACTERS])))
 
 
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """Whatever goes wrong with the log stays in it."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001  # the log's rim: behind it stand the server and the tasks that keep its children
+        log.exception("the stability log cannot %s", what)
+
+
 class StabilityLog:
     """Written by the supervisor's process. `begin` first, `changed` from the supervisor's `on_change`, `watch` as a
-    task beside it, `goodbye` before an orderly stop, `close` at the end. None of them raises for a disk that is full:
-    what was lost is told once it can be."""
+    task beside it, `goodbye` before an orderly stop, `close` at the end. None of them raises, whatever the disk holds or
+    refuses: the server and its children do not depend on what is written about them. What was lost is told once it can
+    be."""
 
     def __init__(self, home: Home, clock: Clock | None = None, boot: str | None = None) -> None:
         self.life = ids.new("life")
@@ -151,22 +173,24 @@ class StabilityLog:
         self._births: dict[str, str | None] = {}
         self._ends: dict[str, int] = {SERVER: 0}  # who is awaited, and how often it has ended since
         self._ended = False
+        self._mute: set[str] = set()  # whose probe failed at the last try
 
     def begin(self) -> None:
         """Writes that this life began and, where the one before had no end, that it was lost."""
-        try:
-            before = read_history(self._home)
-        except OSError as error:
-            log.error("cannot read %s: %s", self._home.path / FILE_NAME, error)
-            before = History(())
-        last = _unfinished(before)
-        if last is not None:
-            self._put("lost", life=last.life, last=last.seen)
-        self._put("up", booted_at=psutil.boot_time())
+        with _harmless("tell how the life before ended"):
+            last = _unfinished(read_history(self._home))
+            if last is not None:
+                self._put("lost", life=last.life, last=last.seen)
+        with _harmless("tell that the server begins"):
+            self._put("up", booted_at=_booted_at())
         self._sign()
 
     def changed(self, status: ChildStatus) -> None:
         """A child's new state. Does not block."""
+        with _harmless(f"tell of {status.name}"):
+            self._note(status)
+
+    def _note(self, status: ChildStatus) -> None:
         child = status.name
         if status.pid is not None:
             self._births[child] = status.birth
@@ -204,18 +228,30 @@ class StabilityLog:
         while True:
             await asyncio.sleep(POLL_S)
             for child in self.awaited():
-                probe = probes.get(child)
-                if probe is None or await probe():
-                    self.ready(child)
+                if await self._answers(child, probes.get(child)):
+                    with _harmless(f"tell that {child or 'the server'} is ready"):
+                        self.ready(child)
             if self._clock.monotonic() - signed_s >= ALIVE_S:
                 signed_s = self._clock.monotonic()
                 self._sign()
 
+    async def _answers(self, child: str, probe: Probe | None) -> bool:
+        try:
+            answers = probe is None or await probe()
+        except Exception:  # noqa: BLE001  # a probe is anybody's code, and a failing one has no answer
+            if child not in self._mute:  # it is asked twice a second: say it once
+                log.exception("cannot ask whether %s answers", child or "the server")
+            self._mute.add(child)
+            return False
+        self._mute.discard(child)
+        return answers
+
     def goodbye(self, *, planned: bool, note: str = "") -> None:
         """The last event of this life; later ones are dropped. Not planned: the supervisor gave up by itself."""
-        if not self._ended:
-            self._put("down" if planned else "failed", note=note[:_NOTE_CHARACTERS])
-            self._ended = True
+        with _harmless("tell that the server ends"):
+            if not self._ended:
+                self._put("down" if planned else "failed", note=note[:_NOTE_CHARACTERS])
+        self._ended = True
 
     def close(self) -> None:
         """Waits until everything is on the disk."""
@@ -253,38 +289,39 @@ class StabilityLog:
 
     def _append(self, event: StabilityEvent) -> None:
         """In the writer's thread."""
-        events = [event]
-        if self._lost:
-            gap = StabilityEvent(kind="gap", at=event.at, mono=event.mono, boot=event.boot, life=self.life)
-            events.insert(0, msgspec.structs.replace(gap, count=self._lost))
         path = self._home.path / FILE_NAME
         try:
+            events = [event]
+            if self._lost:
+                gap = StabilityEvent(kind="gap", at=event.at, mono=event.mono, boot=event.boot, life=self.life)
+                events.insert(0, msgspec.structs.replace(gap, count=self._lost))
             if path.exists() and path.stat().st_size >= LARGEST_BYTES:
                 os.replace(path, path.with_name(f"{FILE_NAME}.1"))
             append_line(Files(), path, b"".join(msgspec.json.encode(each) + b"\n" for each in events))
             self._lost = 0
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # the thread's outermost frame: nobody else would count the loss
             if not self._lost:
-                log.error("cannot write %s: %s", path, error)
+                log.error("cannot write %s: %s", path, error, exc_info=not isinstance(error, OSError))
             self._lost += 1
 
     def _moment(self) -> Moment:
         return Moment(self._clock.now(), self._clock.monotonic(), self._boot)
 
     def _sign(self) -> None:
-        try:
-            self._home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-            replace_file(self._home.run / "alive.json", msgspec.json.encode(Alive(self.life, self._moment())))
-        except OSError:
-            return  # the next sign, or none: then this life looks shorter than it was
+        with _harmless("give a sign of life"):
+            try:
+                self._home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+                replace_file(self._home.run / "alive.json", msgspec.json.encode(Alive(self.life, self._moment())))
+            except OSError:
+                return  # the next sign, or none: then this life looks shorter than it was
 
     def _announced(self, child: str, birth: str | None) -> str | None:
         """Why this end was wanted; None where nobody announced it."""
         path = self._home.run / "announced" / f"{child}.json"
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=_Announced)
+            found = decoded(path.read_bytes(), _Announced)
             path.unlink()
-        except (OSError, msgspec.DecodeError):
+        except (OSError, Undecodable):
             return None
         age_s = self._clock.monotonic() - found.seen.mono
         fresh = found.seen.boot == self._boot and 0 <= age_s <= ANNOUNCED_S
@@ -293,8 +330,8 @@ class StabilityLog:
 
 def _read_alive(home: Home) -> Alive | None:
     try:
-        return msgspec.json.decode((home.run / "alive.json").read_bytes(), type=Alive)
-    except (FileNotFoundError, msgspec.DecodeError):
+        return decoded((home.run / "alive.json").read_bytes(), Alive)
+    except (FileNotFoundError, Undecodable):
         return None
 
 
@@ -321,6 +358,3 @@ def elapsed_s(first: Moment, second: Moment) -> float:
     """Seconds from one moment to a later one, never below zero."""
     same = first.boot == second.boot
     return max(0.0, second.mono - first.mono if same else second.at - first.at)
-
-
-_decoder = msgspec.json.Decoder(StabilityEvent)

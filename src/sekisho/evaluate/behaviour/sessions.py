@@ -21,13 +21,15 @@ from sekisho.evaluate.client.faults import FaultKind, first_failing
 from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.figures import Figure
 from sekisho.evaluate.progress import Progress, silent
+from sekisho.evaluate.statistics import share_interval
 from sekisho.wire.sse import FrameTooLong, SseDecoder
 
 Mode = Literal["responses", "chat"]
 Outcome = Literal["ok", "connection", "cut", "protocol", "refused", "no_text"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-SESSION_LIMITS = Limits(silence_s=300.0, total_s=600.0)  # Codex waits 300 s for the next event
+SESSION_LIMITS = Limits(silence_s=300.0, total_s=3600.0)
+"""Codex waits 300 s for the next event, and as long as they come: a steady long answer is no cut."""
 MOST_TOOL_ROUNDS = 4
 DETAIL_CHARS = 300
 
@@ -222,7 +224,9 @@ class _Codex(_Session):
             if not calls:
                 break
             self._input += [_output_of(call) for call in calls]
-        return None if answer.text.strip() or calls else self._result("no_text", ("empty_answer",))
+        only_thought = any(fault.kind == "only_reasoning" for fault in answer.faults)
+        said = answer.text.strip() or calls or only_thought
+        return None if said else self._result("no_text", ("empty_answer",))
 
     def _body(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -308,7 +312,8 @@ def finished_items(exchange: Exchange) -> list[dict[str, Any]]:
 def figures(
     results: Sequence[SessionResult], mode: Mode, *, command: str = "", file: str = "sessions.json"
 ) -> list[Figure]:
-    """`sessions.<mode>.tasks`, `.connection_failures`, `.cuts`. What else went wrong is in the note of `.tasks`."""
+    """`sessions.<mode>.tasks`, `.connection_failures`, `.cuts`, `.completed` (share of tasks in which nothing went wrong).
+    What else went wrong is in the note of `.tasks`."""
     return counted(results, f"sessions.{mode}", command=command, file=file)
 
 
@@ -317,7 +322,7 @@ def counted(results: Sequence[SessionResult], prefix: str, *, command: str, file
     others: tuple[Outcome, ...] = ("protocol", "refused", "no_text")
     note = ", ".join(f"{outcome}: {counts[outcome]}" for outcome in others if counts[outcome])
     values = {"tasks": len(results), "connection_failures": counts["connection"], "cuts": counts["cut"]}
-    return [
+    figures = [
         Figure(
             id=f"{prefix}.{name}",
             value=value,
@@ -329,3 +334,14 @@ def counted(results: Sequence[SessionResult], prefix: str, *, command: str, file
         )
         for name, value in values.items()
     ]
+    completed = Figure(
+        id=f"{prefix}.completed",
+        value=counts["ok"] / len(results) if results else None,
+        unit="share",
+        n=len(results),
+        interval=share_interval(counts["ok"], len(results)),
+        why_null="" if results else "no task was run",
+        command=command,
+        file=file,
+    )
+    return [*figures, completed]

@@ -6,6 +6,7 @@ start of the request to the first piece of content; decode speed is (n − 1) / 
 the server's own usage (MLPerf's definition), never from a tokenizer of ours.
 """
 
+import re
 from typing import Any, Literal, TypeGuard
 
 import msgspec
@@ -15,8 +16,11 @@ from sekisho.evaluate.client.faults import Fault, FaultKind, by_status, first_fa
 from sekisho.wire.sse import FrameTooLong, SseDecoder, SseEvent
 
 DETAIL_CHARS = 300
+STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _JSON = msgspec.json.Decoder()
 _UNSEEN_TOKENS = 8  # end of turn, role and channel marks that an engine may count
+_CUT_BY_LIMIT = ("length", "incomplete")
+_TOLD_NAME = re.compile(r"(?:.*/)?(?P<name>[^/]+?)(?:\.gguf)?(?::[^/:]+)?(?:-\d{4}-?\d{2}-?\d{2})?", re.DOTALL)
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -32,7 +36,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What was answered. Tokens are None where the server told none, or such as cannot be right.
 
     `pieces_ms`: when each piece of output came, after the start. `first_text_ms` is TTFT; `first_piece_ms` also counts
-    reasoning and tool calls. `hidden_tokens`: reasoning that was counted but not shown.
+    reasoning and tool calls. `hidden_tokens`: reasoning that was counted but not shown; all tokens where the text is too
+    short for them and nothing tells the thinking apart: then nothing can be said of speed.
     """
 
     status: int | None
@@ -91,6 +96,9 @@ class Reader:
         self.finish: str | None = None
         self.usage: dict[str, Any] | None = None
         self.refused = ""
+        self.thought = False  # reasoning was seen, if only as a summary
+        self.filtered = False  # the answer was cut by something else than its limit
+        self.several = False  # more answers than one: the usage is of all of them
         self.ended = False
         self.done = False
         self.has_tool_call = False
@@ -114,7 +122,7 @@ class Reader:
             self.fault("bad_json", f"compressed ({encoding}), which was not asked for")
             return
         streamed = "text/event-stream" in exchange.headers.get("content-type", "").lower()
-        if self.expected.stream and (streamed or exchange.body.lstrip()[:5] in (b"data:", b"event")):
+        if self.expected.stream and (streamed or exchange.body.lstrip().startswith(STREAM_BEGINS)):
             self._read_stream(exchange)
         elif exchange.trouble is None:
             self._read_whole(exchange.body)
@@ -144,7 +152,8 @@ class Reader:
                 for event in decoder.feed(data):
                     self._event(moment, event)
             for event in decoder.finish():
-                self.fault("no_end", "the last event is cut off")
+                if event.data.strip() != b"[DONE]" or not exchange.body.endswith((b"\n", b"\r")):
+                    self.fault("no_end", "the last event is cut off")
                 self._event(exchange.ended_s, event)
         except FrameTooLong as error:
             self.fault("too_large", str(error))
@@ -192,6 +201,7 @@ class Reader:
                 self.first_text = moment
             self.text.append(text)
         elif kind == "reasoning":
+            self.thought = True
             self.reasoning.append(text)
 
     def told(self, value: dict[str, Any]) -> None:
@@ -230,8 +240,21 @@ class Reader:
         if self.model is not None and not is_called(self.model, expected.names):
             self.fault("wrong_model", f"{self.model} instead of {expected.names[0]}")
         nothing = not "".join(self.text).strip() and not self.has_tool_call
-        if expected.text and nothing and first_failing(self.faults) is None:
+        if not nothing or first_failing(self.faults) is not None:
+            return
+        if self._only_reasoning():
+            self.fault("only_reasoning", f"{expected.max_tokens} tokens were not enough")
+        elif expected.text:
             self.fault("empty_answer", f"finish reason {self.finish}")
+
+    def _only_reasoning(self) -> bool:
+        """Whether our own limit cut an answer that was still thinking: that is no fault of the server's."""
+        limit = self.expected.max_tokens
+        if limit is None or self.filtered or self.finish not in _CUT_BY_LIMIT:
+            return False
+        _, completion, _, reasoning = (None,) * 4 if self.usage is None else self.counts()
+        counted = _count(reasoning) and reasoning > 0
+        return self.thought or counted or (_count(completion) and completion == limit)
 
     def answer(self, exchange: Exchange) -> Answer:
         prompt, completion, hidden = self._usage()
@@ -258,30 +281,35 @@ class Reader:
 
     def _usage(self) -> tuple[int | None, int | None, int]:
         """Tokens that can be right. A piece of text holds at least one token (a call may be told in more pieces than it
-        has), a token at least one byte, except those that end an answer or are taken out of it."""
+        has). How many there may be at most only the limit tells: a model may think without showing or telling it, so
+        that a short text after many tokens is honest. Reasoning may be counted beside the completion (xAI)."""
         if first_failing(self.faults) is not None:
             return None, None, 0
         if self.usage is None:
             self.fault("usage_missing")
+            return None, None, 0
+        if self.several:
             return None, None, 0
         prompt, completion, total, reasoning = self.counts()
         if not _count(prompt) or not _count(completion):
             self.fault("usage_wrong", self.usage)
             return None, None, 0
         hidden = reasoning if _count(reasoning) and not self.reasoning else 0
+        if hidden > completion and _count(total) and total >= prompt + completion + hidden:
+            hidden = 0
         shown = completion - hidden
         limit = self.expected.max_tokens
         size = len("".join(self.text).encode(errors="replace")) + len("".join(self.reasoning).encode(errors="replace"))
         wrong = (
-            prompt < 1
-            or (total is not None and total != prompt + completion)
+            (total is not None and (not _count(total) or total < prompt + completion))
             or shown < (len(self.pieces) - self.tool_pieces if self.expected.stream else int(size > 0))
             or (limit is not None and completion > limit)
-            or (not self.has_tool_call and not self.refused and hidden == 0 and shown > size + _UNSEEN_TOKENS)
         )
         if wrong:
             self.fault("usage_wrong", {**self.usage, "pieces": len(self.pieces), "bytes": size})
             return None, None, 0
+        if shown > size + _UNSEEN_TOKENS and not self.has_tool_call and not self.refused:
+            hidden = completion  # a token has at least one byte: some of these were never shown
         return prompt, completion, hidden
 
 
@@ -298,9 +326,13 @@ def server_words(exchange: Exchange) -> str:
 
 
 def is_called(told: str, names: tuple[str, ...]) -> bool:
-    """A server may tell a model with its folder or tag, and in other letters."""
-    plain = told.lower()
-    return any(plain == name.lower() or plain.endswith(f"/{name.lower()}") for name in names)
+    """A server may tell a model with its folder, tag, date or file name, and in other letters."""
+    plain = told.lower().replace("\\", "/")
+    found = _TOLD_NAME.fullmatch(plain)
+    return any(
+        plain == name or plain.endswith(f"/{name}") or (found is not None and found["name"] == name)
+        for name in map(str.lower, names)
+    )
 
 
 def _count(value: object) -> TypeGuard[int]:

@@ -26,11 +26,14 @@ class _Chat(Reader):
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
         choices = value.get("choices")
+        if choices is None and isinstance(value.get("usage"), dict):
+            return
         if not isinstance(choices, list):
             self.fault("bad_json", "an event without choices")
             return
         for choice in choices:
             if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+                self.several = True
                 continue
             if self.ended and choice.get("delta"):
                 self._late(choice["delta"])
@@ -50,7 +53,7 @@ class _Chat(Reader):
                 self.piece(moment, delta[name], "reasoning")
                 break
         if delta.get("content"):
-            self.piece(moment, delta["content"], "text")
+            self.piece(moment, _joined(delta["content"]), "text")
         if delta.get("tool_calls"):
             self.has_tool_call = True
             self.piece(moment, "", "tool")
@@ -62,7 +65,8 @@ class _Chat(Reader):
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
         choices = value.get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
+        first = next(iter(_first(choices)), None)
+        self.several = isinstance(choices, list) and len(choices) > 1
         message = first.get("message") if isinstance(first, dict) else None
         if not isinstance(first, dict) or not isinstance(message, dict):
             self.fault("bad_json", "an answer without choices[0].message")
@@ -70,13 +74,14 @@ class _Chat(Reader):
         self.finish = str(first.get("finish_reason") or "") or None
         self.has_tool_call = bool(message.get("tool_calls"))
         self.refused = str(message.get("refusal") or "")
-        content = message.get("content") or ""
+        content = _joined(message.get("content") or "")
         if not isinstance(content, str):
             self.fault("bad_json", f"content that is no text: {content!r}")
             return
         self.text.append(content)
         self.reasoning.append(str(message.get("reasoning_content") or message.get("reasoning") or ""))
         self.reasoning = [text for text in self.reasoning if text]
+        self.thought = bool(self.reasoning)
 
     def counts(self) -> tuple[object, object, object, object]:
         usage = self.usage or {}
@@ -106,8 +111,10 @@ class _Responses(Reader):
             self._object(value)
         elif kind in ("response.output_text.delta", "response.refusal.delta"):
             self._delta(moment, str(kind), value.get("delta"))
-        elif kind in ("response.reasoning_text.delta", "response.reasoning_summary_text.delta"):
+        elif kind == "response.reasoning_text.delta":
             self.piece(moment, value.get("delta"), "reasoning")
+        elif kind == "response.reasoning_summary_text.delta":
+            self.thought = True  # other words than those that were counted: no piece of the answer
         elif kind == "response.function_call_arguments.delta":
             self.has_tool_call = True
             self.piece(moment, "", "tool")
@@ -138,6 +145,7 @@ class _Responses(Reader):
         self.ended = True
         self._object(value)
         final, refusal = _output(value.get("response"))
+        self._thinking(value.get("response"))
         self.refused = self.refused or refusal
         if final and self.text and final != "".join(self.text):
             self.fault("bad_order", "the pieces make another text than the final event")
@@ -153,12 +161,14 @@ class _Responses(Reader):
             return
         self.told(response)
         self.finish = str(response.get("status") or "") or self.finish
+        self.filtered = _filtered(response)
         if isinstance(response.get("usage"), dict):
             self.usage = response["usage"]
 
     def whole(self, value: dict[str, Any]) -> None:
         self.told(value)
         self.finish = str(value.get("status") or "")
+        self.filtered = _filtered(value)
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
         if value.get("status") == "failed":
@@ -169,9 +179,18 @@ class _Responses(Reader):
             return
         text, self.refused = _output(value)
         self.text.append(text)
+        self.reasoning += self._thinking(value)
         self.has_tool_call = any(isinstance(item, dict) and item.get("type") == "function_call" for item in output)
         if self.id is None:
             self.fault("no_id")
+
+    def _thinking(self, response: object) -> list[str]:
+        """The reasoning that a response object shows. Its summary is none: other words than those that were counted."""
+        found = []
+        for item in _items(response, "reasoning"):
+            self.thought = True
+            found += [str(part.get("text") or "") for part in _parts(item) if part.get("type") == "reasoning_text"]
+        return [text for text in found if text]
 
     def counts(self) -> tuple[object, object, object, object]:
         usage = self.usage or {}
@@ -185,13 +204,42 @@ class _Responses(Reader):
 
 def _output(response: object) -> tuple[str, str]:
     """(text, refusal) of a response object's messages."""
-    items = response.get("output") if isinstance(response, dict) else None
     text, refusal = [], []
-    for item in items if isinstance(items, list) else []:
-        content = item.get("content") if isinstance(item, dict) and item.get("type") == "message" else None
-        for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and part.get("type") in ("output_text", "text"):
-                text.append(str(part.get("text") or ""))
-            elif isinstance(part, dict) and part.get("type") == "refusal":
-                refusal.append(str(part.get("refusal") or ""))
+    for part in (part for item in _items(response, "message") for part in _parts(item)):
+        if part.get("type") in ("output_text", "text"):
+            text.append(str(part.get("text") or ""))
+        elif part.get("type") == "refusal":
+            refusal.append(str(part.get("refusal") or ""))
     return "".join(text), "".join(refusal)
+
+
+def _items(response: object, kind: str) -> list[dict[str, Any]]:
+    items = response.get("output") if isinstance(response, dict) else None
+    found = items if isinstance(items, list) else []
+    return [item for item in found if isinstance(item, dict) and item.get("type") == kind]
+
+
+def _parts(item: dict[str, Any]) -> list[dict[str, Any]]:
+    content = item.get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _filtered(response: dict[str, Any]) -> bool:
+    """Whether it tells that something else than the limit on tokens ended it."""
+    details = response.get("incomplete_details")
+    reason = details.get("reason") if isinstance(details, dict) else None
+    return reason not in (None, "max_output_tokens", "max_tokens")
+
+
+def _first(choices: object) -> list[object]:
+    """The choice that counts as the answer, if there is one: that of index 0."""
+    found = choices if isinstance(choices, list) else []
+    return [each for each in found if not isinstance(each, dict) or each.get("index", 0) == 0][:1] or found[:1]
+
+
+def _joined(content: object) -> object:
+    """Content as a list of parts is the text of those that are text; anything else stays what it is."""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return content
+    texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+    return "".join(text for text in texts if isinstance(text, str))

@@ -68,7 +68,7 @@ class Asker:
             faults.append(f"cut off after {max_tokens} tokens")
         return Answered(
             text=answer.text,
-            ok=answer.ok,
+            ok=answer.ok and bool(answer.text.strip()),  # one that only thought is nothing to rate
             faults=tuple(faults),
             model=answer.model or "",
             tokens=answer.completion_tokens,

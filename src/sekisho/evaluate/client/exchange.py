@@ -16,6 +16,8 @@ from sekisho.evaluate.client.target import Target
 
 Trouble = Literal["not_connected", "no_answer", "silent", "trickled", "cut", "not_http", "too_large"]
 
+STALE_S: Final = 0.05
+"""A kept connection that ends later than so after the request was written was not stale: the server took the request."""
 _LOOK_S: Final = 0.25  # how often limits are looked at: they are not what is measured
 
 
@@ -83,7 +85,8 @@ class Connections:
     ) -> Exchange:
         """Sends a request and collects its answer. Never raises for what the other side does: that is `trouble`.
 
-        `fresh`: on a connection of its own. A kept connection that was closed before it said anything is replaced once.
+        `fresh`: on a connection of its own. A kept connection that was stale (it ends within `STALE_S` of the request
+        and without a byte) is replaced once; one that ends later is `cut`, as a server may have died over the request.
         Cancelling closes the connection, as a client does that goes away.
         """
         message = self._message(method, path, body, headers or {})
@@ -91,7 +94,8 @@ class Connections:
         connection = None if fresh else self._kept()
         if connection is not None:
             exchange = await self._carry(connection, message, started_s, method)
-            if exchange.trouble != "cut" or exchange.first_byte_s is not None:
+            in_time = exchange.ended_s - started_s <= STALE_S
+            if exchange.trouble != "cut" or exchange.first_byte_s is not None or not in_time:
                 return exchange
         try:
             connection = await self._connect()

@@ -12,7 +12,8 @@ FaultKind = Literal[
     "not_connected", "no_answer", "silent", "trickled", "cut", "not_http", "too_large",
     "redirect", "unauthorized", "forbidden", "not_found", "rate_limited", "client_error", "server_error",
     "empty_body", "bad_json", "bad_utf8", "not_a_stream", "error_in_2xx", "error_in_stream", "empty_answer", "refused",
-    "wrong_model", "no_end", "done_missing", "after_the_end", "bad_order", "no_id", "usage_missing", "usage_wrong",
+    "wrong_model", "no_end", "done_missing", "after_the_end", "bad_order", "no_id", "only_reasoning", "usage_missing",
+    "usage_wrong",
 ]  # fmt: skip
 
 
@@ -24,7 +25,7 @@ class Fault(msgspec.Struct, frozen=True):
 
     @property
     def fails(self) -> bool:
-        return self.kind not in ("usage_missing", "usage_wrong")
+        return self.kind not in ("only_reasoning", "usage_missing", "usage_wrong")
 
 
 class Meaning(msgspec.Struct, frozen=True):
@@ -112,8 +113,8 @@ MEANINGS: dict[FaultKind, Meaning] = {
     "empty_answer": Meaning(
         ("the answer holds no text", "応答に文章がありません"),
         (
-            "A thinking model may have used all tokens before its answer: allow more. Else look at its chat template.",
-            "思考だけで上限に達した可能性があります。トークン数を増やすか、チャットテンプレートを確認します。",
+            "Look at the model's chat template and at the engine's log.",
+            "モデルのチャットテンプレートと、エンジンのログを確認します。",
         ),
     ),
     "refused": Meaning(
@@ -135,6 +136,13 @@ MEANINGS: dict[FaultKind, Meaning] = {
     "no_id": Meaning(
         ("the answer has no id, so nothing can follow it", "応答に ID がなく、続きを要求できません"), _PROTOCOL
     ),
+    "only_reasoning": Meaning(
+        ("the limit on tokens ended the answer while it was thinking", "思考中にトークン数の上限に達しました"),
+        (
+            "Allow more tokens (--max-tokens), or let the model think less: there is no answer to judge.",
+            "評価する応答がありません。トークン数の上限（--max-tokens）を増やすか、思考を短くします。",
+        ),
+    ),
     "usage_missing": Meaning(
         ("tokens were not told", "トークン数が返りませんでした"),
         (
@@ -145,10 +153,8 @@ MEANINGS: dict[FaultKind, Meaning] = {
     "usage_wrong": Meaning(
         ("the told tokens do not fit the answer", "返ったトークン数が応答と合いません"),
         (
-            "Token figures are left out. Thinking that is hidden and not told apart explains too many; else the count "
-            "is wrong: do not bill by it.",
-            "トークンの値は出しません。多すぎる場合は、表示されない思考が区別されていない可能性があります。"
-            "それ以外は計数の誤りで、課金には使えません。",
+            "Token figures are left out. The count is wrong: do not bill by it.",
+            "トークンの値は出しません。計数の誤りで、課金には使えません。",
         ),
     ),
 }

@@ -1,4 +1,5 @@
-"""A benchmark's samples as figures. Pure. Quantiles are over successes; failures are in the success rate alone."""
+"""A benchmark's samples as figures. Pure. Quantiles are over successes; failures are in the success rate alone, and with
+them what was not asked any more because nobody answered."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -55,14 +56,14 @@ def cell_figures(name: str, samples: Sequence[Sample], wanted: int, command: str
     """The figures `name`.* of one cell of `wanted` requests. Warm-ups must not be among the samples."""
     ok = ok_of(samples)
     note = _trouble(samples, wanted)
-    rate = len(ok) / len(samples) if samples else None
+    count = max(wanted, len(samples)) if samples else 0
     figures = [
         Figure(
             id=f"{name}.success_rate",
-            value=rate,
+            value=len(ok) / count if count else None,
             unit="share",
-            n=len(samples),
-            interval=share_interval(len(ok), len(samples)),
+            n=count,
+            interval=share_interval(len(ok), count),
             why_null="" if samples else "nothing was asked",
             command=command,
             file=FILE,

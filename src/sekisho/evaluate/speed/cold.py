@@ -93,24 +93,20 @@ async def measure(
 
 
 def summarise(starts: Sequence[ColdStart], *, command: str = "") -> list[Figure]:
-    """`cold.*`: the slowest of the repetitions, as a morning has one start and not their median. The second request's
-    times are in `cold.second_…`. Pure."""
-    why = _why_null(starts)
-    ok = [each for each in starts if each.first.ok]
-    ready: list[float | None] = [each.restarted.ready_s for each in starts]
-    rows: tuple[tuple[str, Sequence[float | None]], ...] = (
-        ("ready_s", ready),
-        ("ttfb_s", [_s(each.first.ttfb_ms) for each in ok]),
-        ("ttft_s", [_s(each.first.ttft_ms) for each in ok]),
-        ("total_s", [_s(each.first.total_ms) for each in ok]),
-        ("stop_to_first_byte_s", [each.stop_to_first_byte_s for each in ok]),
-        ("second_ttfb_s", [_s(each.second.ttfb_ms) for each in starts if each.second.ok]),
-        ("second_ttft_s", [_s(each.second.ttft_ms) for each in starts if each.second.ok]),
+    """`cold.*`: the slowest of the repetitions, as a morning has one start and not their median. Where one of them
+    failed there is no slowest, and no value. The second request's times are in `cold.second_…`. Pure."""
+    first, second = _why_null("first", [e.first for e in starts]), _why_null("second", [e.second for e in starts])
+    rows: tuple[tuple[str, Sequence[float | None], str], ...] = (
+        ("ready_s", [each.restarted.ready_s for each in starts], ""),
+        ("ttfb_s", [_s(each.first.ttfb_ms) for each in starts], first),
+        ("ttft_s", [_s(each.first.ttft_ms) for each in starts], first),
+        ("total_s", [_s(each.first.total_ms) for each in starts], first),
+        ("stop_to_first_byte_s", [each.stop_to_first_byte_s for each in starts], first),
+        ("second_ttfb_s", [_s(each.second.ttfb_ms) for each in starts], second),
+        ("second_ttft_s", [_s(each.second.ttft_ms) for each in starts], second),
     )
     note = "; ".join(dict.fromkeys(_note(each) for each in starts))
-    return [
-        _figure(f"cold.{what}", "s", values, "" if what == "ready_s" else why, note, command) for what, values in rows
-    ]
+    return [_figure(f"cold.{what}", "s", values, why, note, command) for what, values, why in rows]
 
 
 def by_our_door(restart: Callable[[], Awaitable[Restart]]) -> Restarter:
@@ -218,27 +214,36 @@ async def _ask(connections: Connections, api: Api, tokens: int, seed: int, index
 
 
 def _figure(name: str, unit: Unit, values: Sequence[float | None], why_null: str, note: str, command: str) -> Figure:
+    """`values` of all starts; without one of them, or with a reason why not, there is no value."""
     known = [value for value in values if value is not None]
-    spread = f"{len(known)} starts, median {median(known):.3f} s; the slowest counts; " if len(known) > 1 else ""
+    if not why_null and len(known) < len(values):
+        why_null = f"not seen in {len(values) - len(known)} of {len(values)} answers"
+    elif not values:
+        why_null = "no restart was measured"
+    spread = (
+        f"{len(known)} starts, median {median(known):.3f} s; the slowest counts; "
+        if len(known) > 1 and not why_null
+        else ""
+    )
     return Figure(
         id=name,
-        value=max(known) if known else None,
+        value=None if why_null else max(known),
         unit=unit,
-        n=len(known),
-        why_null="" if known else why_null or "no restart was measured",
+        n=len(values),
+        why_null=why_null,
         note=spread + note,
         command=command,
         file=FILE,
     )
 
 
-def _why_null(starts: Sequence[ColdStart]) -> str:
-    failed = [each.first for each in starts if not each.first.ok]
+def _why_null(which: str, samples: Sequence[Sample]) -> str:
+    failed = [each for each in samples if not each.ok]
     if not failed:
         return ""
-    first = failed[0]
-    kind = first.faults[0] if first.faults else "failed"
-    return f"the first request after the restart failed: {kind} {first.detail}".strip()
+    kind = failed[0].faults[0] if failed[0].faults else "failed"
+    told = f"{len(failed)} of {len(samples)}: the {which} request after the restart failed"
+    return f"{told}: {kind} {failed[0].detail}".strip()
 
 
 def _note(start: ColdStart) -> str:

@@ -13,8 +13,11 @@ from statistics import median_low
 
 import msgspec
 
-SEEN_SHARE = 0.02
-"""A window shorter than this share of the whole answer is one burst that the network cut in parts."""
+BURST_MS = 5.0
+"""What comes within so short a time, or in fewer than three moments, is one burst that the network cut in parts; how
+long the answer waited before says nothing of it."""
+FASTEST_TOKENS_PER_MS = 5.0
+"""No engine writes one answer faster: a longer burst through a slow network."""
 _FEW_TOKENS = 8
 
 
@@ -34,7 +37,8 @@ def pace(pieces_ms: Sequence[float], tokens: int | None, total_ms: float) -> Pac
         return Pace(None, None, len(moments))
     (first_ms, at_first), (last_ms, at_last) = moments[0], moments[-1]
     a_piece = tokens / len(pieces_ms)
-    if last_ms - first_ms < SEEN_SHARE * total_ms and tokens >= _FEW_TOKENS:
+    burst_ms = max(BURST_MS, tokens / FASTEST_TOKENS_PER_MS)
+    if tokens >= _FEW_TOKENS and (len(moments) < 3 or last_ms - first_ms < burst_ms):
         return Pace(None, None, len(moments))
     if at_first == 1 and at_last == 1 and a_piece < 2:
         speed = (tokens - 1) / (last_ms - first_ms) * 1e3

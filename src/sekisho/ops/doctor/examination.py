@@ -38,7 +38,10 @@ BROKEN = Case(
     "warning",
     ("{name}: the check itself failed", "{name}: 検査の処理自体が失敗しました"),
     ("{why}", "{why}"),
-    ("this is a fault of Sekisho; report it with these words", "Sekisho の不具合です。この内容を添えて報告してください"),
+    (
+        "this is a fault of Sekisho; report it with these words",
+        "Sekisho の不具合です。この内容を添えて報告してください",
+    ),
 )
 
 CHECKS: dict[str, Check] = {
