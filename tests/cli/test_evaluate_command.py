@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from sekisho.cli.failure import ABSENT, USAGE
 from sekisho.cli.running import run
+from sekisho.evaluate import evaluation
+from sekisho.evaluate.speed import bench_plan
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,38 @@ def test_without_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line in (["report"], ["verify", "last"], ["attest", "last", "codex.cuts", "0", "--by", "taro"]):
         assert run(["evaluate", *line]) == ABSENT
         assert "sekisho evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"name": "\xff"}'], ids=["torn", "bytes"])
+def test_a_damaged_run_does_not_hide_the_others(home: Path, sekisho: Any, answer: Any, body: bytes) -> None:
+    """It is listed as damaged, with the reason; the other runs are listed as ever."""
+    plan = evaluation.Plan(
+        name="quick",
+        profile="other",
+        places={"engine": ("http://127.0.0.1:1/v1", "qwen")},
+        bench=bench_plan.Plan(parallels=(1,), sizes=(bench_plan.Size(24, 4),)),
+        continuity=(),
+        cold_starts=0,
+        sessions=0,
+        codex=False,
+        safety=False,
+        rubric=False,
+        timeout_s=1.0,
+        command="",
+    )
+    for name, written in (("run-1", msgspec.json.encode(plan)), ("run-2", body)):
+        folder = home / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "plan.json").write_bytes(written)
+    damaged, whole = answer("evaluate", "list")["runs"]
+    assert (damaged["run"], damaged["plan"]) == ("run-2", None)
+    assert str(home / "runs" / "run-2") in damaged["damaged"]
+    assert whole == {"run": "run-1", "plan": "quick", "decision": None, "model": "qwen", "damaged": None}
+    code, shown, warned = sekisho("evaluate", "list")
+    assert code == 0
+    assert "quick" in shown
+    assert "damaged" in shown
+    assert "run-2" in warned
 
 
 def test_without_a_server(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

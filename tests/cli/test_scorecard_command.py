@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from sekisho.audit.keys import SIGNING_FILE, load_key
+from sekisho.cli.failure import FAILED
 from sekisho.cli.running import run
 from sekisho.cli.scorecard_messages import TABLE
 from sekisho.core.clock import ManualClock
@@ -75,6 +76,17 @@ def test_show_judges_a_run(sekisho: Any, answer: Any, home: Path) -> None:
     ):
         assert words in out
     assert sekisho("scorecard", "show", "run_9")[0] == 3
+
+
+def test_figures_that_cannot_be_read_are_told(sekisho: Any, home: Path) -> None:
+    """Cut off or no UTF-8: the file is named, and it is no fault of the program."""
+    one_criterion(home)
+    folder = put_run(home)
+    for body in (b"{", b'{"all": [{"id": "\xff"}]}'):
+        (folder / "figures.json").write_bytes(body)
+        code, _, told = sekisho("scorecard", "show", "run_1")
+        assert code == FAILED
+        assert "figures.json cannot be read" in told
 
 
 def test_show_speaks_japanese(sekisho: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,87 @@ async def thinking_first(talk: Talk) -> None:
         await talk.send(dumped(whole))
 
 
+def varied(talk: Talk, chat: Callable[[Json], Json]) -> bytes:
+    """A good answer whose events and whole are changed where they are of chat completions."""
+    if talk.is_list or talk.api != "chat":
+        return talk.content()
+    if talk.stream:
+        return framed(chat(event) if isinstance(event, dict) else event for event in talk.events())
+    return dumped(chat(talk.whole()))
+
+
+async def dated_model(talk: Talk) -> None:
+    """The answer names the version that an alias stands for."""
+    await talk.chunks([varied(talk, lambda e: {**e, "model": f"{MODEL}-2024-08-06"})])
+
+
+async def thinking_in_the_total(talk: Talk) -> None:
+    """Thinking that is not shown is in the total alone."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 400}
+    await talk.chunks([varied(talk, lambda e: {**e, "usage": usage} if "usage" in e else e)])
+
+
+async def usage_alone(talk: Talk) -> None:
+    """The event with the usage has no choices at all."""
+    without = ("id", "object", "model", "usage")
+    await talk.chunks(
+        [varied(talk, lambda e: e if e["choices"] or not talk.stream else {key: e[key] for key in without})]
+    )
+
+
+async def content_in_parts(talk: Talk) -> None:
+    """Content is a list of parts of text."""
+
+    def parted(said: Json) -> Json:
+        text = said.get("content")
+        return {**said, "content": [{"type": "text", "text": text}]} if text else said
+
+    def change(event: Json) -> Json:
+        name = "delta" if talk.stream else "message"
+        return {**event, "choices": [{**choice, name: parted(choice[name])} for choice in event["choices"]]}
+
+    await talk.chunks([varied(talk, change)])
+
+
+async def last_line_end_missing(talk: Talk) -> None:
+    """[DONE] is followed by one line end instead of two."""
+    body = talk.content()
+    await talk.send(body[:-1] if talk.stream and talk.api == "chat" else body)
+
+
+async def no_kind_but_a_comment(talk: Talk) -> None:
+    """A stream that does not say that it is one, and begins with a comment."""
+    await talk.send(b": ping\n\n" + talk.content() if talk.stream else None, kind="application/octet-stream")
+
+
+async def summary_first(talk: Talk) -> None:
+    """A summary of the thinking, which is counted apart and not shown."""
+    usage = {**RESPONSES_USAGE, "output_tokens_details": {"reasoning_tokens": 1}}
+    item: Json = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Thinking of cities. " * 40}]}
+    if talk.is_list or talk.api == "chat":
+        await talk.send()
+        return
+    whole = {**responses_whole(), "usage": usage}
+    whole["output"] = [item, *whole["output"]]
+    if not talk.stream:
+        await talk.send(dumped(whole))
+        return
+    created, *rest, end = (event for event in responses_events() if isinstance(event, dict))
+    summary = {"type": "response.reasoning_summary_text.delta", "delta": "Thinking of cities. "}
+    events = [created, *[summary] * 40, *rest, {**end, "response": whole}]
+    await talk.chunks([framed({**event, "sequence_number": number} for number, event in enumerate(events))])
+
+
+async def reasoning_item(talk: Talk) -> None:
+    """A whole answer shows its reasoning as an item, and counts it with the rest."""
+    if talk.is_list or talk.api == "chat" or talk.stream:
+        await talk.send()
+        return
+    whole = responses_whole()
+    whole["output"].insert(0, {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]})
+    await talk.send(dumped(whole))
+
+
 GOOD: dict[str, Way] = {
     "honest": honest,
     "bytewise": bytewise,
@@ -285,4 +366,12 @@ GOOD: dict[str, Way] = {
     "strangers": with_strangers,
     "big_pieces": big_pieces,
     "thinking_first": thinking_first,
+    "dated_model": dated_model,
+    "thinking_in_the_total": thinking_in_the_total,
+    "usage_alone": usage_alone,
+    "content_in_parts": content_in_parts,
+    "last_line_end_missing": last_line_end_missing,
+    "no_kind_but_a_comment": no_kind_but_a_comment,
+    "summary_first": summary_first,
+    "reasoning_item": reasoning_item,
 }

@@ -75,6 +75,9 @@ async def test_no_good_way_is_called_a_lie(way: str, api: Api, stream: bool) -> 
     assert answer.id
     if stream:
         assert len(answer.pieces_ms) == len(PIECES) + (way == "thinking_first")
+    is_whole_response = (api, stream) == ("responses", False)
+    shows_reasoning = way == ("reasoning_item" if is_whole_response else "thinking_first")
+    assert answer.reasoning == ("hm" if shows_reasoning else "")
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
@@ -209,6 +212,98 @@ def test_hidden_reasoning_is_no_speed() -> None:
     assert answer.tok_per_s == pytest.approx(7 / 1.0)
 
 
+def with_counts(prompt: int, completion: int, total: int | None = None, reasoning: int | None = None) -> Any:
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    usage["total_tokens"] = prompt + completion if total is None else total
+    if reasoning is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return usage
+
+
+def chat_answer(*events: Any, limit: int | None = 256, usage: Any = None) -> Answer:
+    body = framed([*events, *([] if usage is None else [chunk(usage=usage)]), DONE])
+    return read("chat", streamed(body, [20, len(body) // 2]), Expected(NAMES, True, limit))
+
+
+THOUGHT = chunk({"reasoning_content": "hm "})
+CUT = chunk({}, "length")
+
+
+@pytest.mark.parametrize(
+    ("events", "usage", "limit", "kind"),
+    [
+        ([*[THOUGHT] * 256, CUT], with_counts(5, 256), 256, "only_reasoning"),
+        ([*[THOUGHT] * 9, CUT], None, 256, "only_reasoning"),
+        ([CUT], with_counts(5, 200, reasoning=200), 256, "only_reasoning"),
+        ([CUT], with_counts(5, 256, reasoning=0), 256, "only_reasoning"),
+        ([CUT], with_counts(5, 8), 256, "empty_answer"),
+        ([*[THOUGHT] * 9, CUT], None, None, "empty_answer"),
+        ([*[THOUGHT] * 9, chunk({}, "stop")], with_counts(5, 9), 256, "empty_answer"),
+        ([chunk({}, "stop")], with_counts(5, 256), 256, "empty_answer"),
+        ([chunk({}, "content_filter")], with_counts(5, 256), 256, "empty_answer"),
+    ],
+)
+def test_thinking_that_our_limit_cut_is_no_failure(events: list[Any], usage: Any, limit: int | None, kind: str) -> None:
+    """An answer without text is excused only by our own limit, and only where thinking was seen, counted, or filled
+    it; the model that stops by itself, or that another limit ends, has said nothing."""
+    answer = chat_answer(*events, usage=usage, limit=limit)
+    assert answer.faults[0].kind == kind
+    assert answer.ok is (kind == "only_reasoning")
+
+
+def test_a_whole_response_that_only_thought() -> None:
+    """Whole answers of the Responses API are excused by their reasoning item; not what a filter ended."""
+    item = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm " * 9}]}
+    for reason, kind in (("max_output_tokens", "only_reasoning"), ("content_filter", "empty_answer")):
+        ended = {"status": "incomplete", "incomplete_details": {"reason": reason}}
+        body = msgspec.json.encode({**responses_whole(), **ended, "output": [item]})
+        answer = read("responses", streamed(body, [], "application/json"), Expected(NAMES, False, 8))
+        assert [fault.kind for fault in answer.faults] == [kind]
+        assert answer.reasoning == "hm " * 9
+
+
+@pytest.mark.parametrize(
+    ("usage", "completion", "hidden"),
+    [
+        (with_counts(5, 202), 202, 202),
+        (with_counts(5, 202, reasoning=0), 202, 202),
+        (with_counts(5, 202, reasoning=200), 202, 200),
+        (with_counts(5, 2, total=207, reasoning=200), 2, 0),
+        (with_counts(0, 2), 2, 0),
+        (with_counts(5, 2, total=100), 2, 0),
+    ],
+)
+def test_hidden_thinking_is_no_lie_and_no_speed(usage: Any, completion: int, hidden: int) -> None:
+    """A short text after many tokens is an honest gateway that hides thinking; nothing is told of its speed."""
+    answer = chat_answer(chunk({"content": "hel"}), chunk({"content": "lo"}), chunk({}, "stop"), usage=usage)
+    assert answer.faults == ()
+    assert (answer.completion_tokens, answer.hidden_tokens) == (completion, hidden)
+    if hidden == completion:
+        assert (answer.tok_per_s, answer.tpot_ms) == (None, None)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_of_several_answers_the_first_is_read(stream: bool) -> None:
+    """The text is that of choice 0, and the usage, which is of all of them, is not judged."""
+    if stream:
+        both = [{"index": n, "delta": {"content": "hello"}, "finish_reason": "stop"} for n in (0, 1)]
+        answer = chat_answer({**chunk(), "choices": both}, usage=with_counts(5, 300))
+    else:
+        both = [{"index": n, "message": {"content": "hello" * (n + 1)}, "finish_reason": "stop"} for n in (1, 0)]
+        whole = {**chat_whole(), "choices": both, "usage": with_counts(5, 300)}
+        answer = read("chat", streamed(msgspec.json.encode(whole), [], "application/json"), Expected(NAMES, False, 256))
+    assert (answer.faults, answer.text, answer.completion_tokens) == ((), "hello", None)
+
+
+def test_a_stream_that_breaks_off_in_its_last_line_has_no_end() -> None:
+    """One line end after [DONE] is enough; none at all, or half an event before it, is not."""
+    body = BODIES["chat"]
+    assert read("chat", streamed(body[:-1], []), Expected(NAMES, True, MAX_TOKENS)).faults == ()
+    for cut in (body[:-2], body[: body.index(b"data: [DONE]") - 1]):
+        answer = read("chat", streamed(cut, []), Expected(NAMES, True, MAX_TOKENS))
+        assert [fault.kind for fault in answer.faults][:1] == ["no_end"]
+
+
 @pytest.mark.parametrize(
     ("told_name", "names", "right"),
     [
@@ -218,10 +313,18 @@ def test_hidden_reasoning_is_no_speed() -> None:
         ("m", ("org/m",), False),
         ("mm", ("m",), False),
         ("other", ("m", "other"), True),
+        ("m:latest", ("m",), True),
+        ("/models/m.gguf", ("m",), True),
+        ("C:\\models\\M.gguf", ("m",), True),
+        ("m-2024-08-06", ("m",), True),
+        ("org/m-20240806", ("m",), True),
+        ("m:8b", ("m:70b",), False),
+        ("m-mini", ("m",), False),
+        ("m-mini-2024-08-06", ("m",), False),
     ],
 )
 def test_a_model_may_be_told_with_its_folder(told_name: str, names: tuple[str, ...], right: bool) -> None:
-    """Letters and a folder before the name do not matter; any other name is another model."""
+    """Letters, a folder, a tag, a date and a file's ending do not matter; any other name is another model."""
     events = [{**e, "model": told_name} if isinstance(e, dict) else e for e in chat_events()]
     answer = read("chat", streamed(framed(events), []), Expected(names, True, MAX_TOKENS))
     assert answer.ok is right

@@ -358,13 +358,16 @@ def test_nothing_measured_says_why() -> None:
     figures = Figures(tuple(cell_figures("c", [failed(index=number) for number in range(5)], 30)))
     rate = figures.get("c.success_rate")
     assert rate is not None
-    assert rate.value == 0.0
+    assert (rate.value, rate.n) == (0.0, 30)
     assert "25 of 30 were not asked" in rate.note
     for what in ("ttft_p50_s", "tok_s_median", "requests_per_s"):
         figure = figures.get(f"c.{what}")
         assert figure is not None
         assert figure.value is None
         assert "5 server_error" in figure.why_null
+    half = Figures(tuple(cell_figures("c", [made(index=number) for number in range(10)], 80))).get("c.success_rate")
+    assert half is not None
+    assert (half.value, half.n) == (0.125, 80)
     none = Figures(tuple(cell_figures("c", [], 30))).get("c.success_rate")
     assert none is not None
     assert none.value is None
@@ -548,8 +551,9 @@ def test_another_table_is_refused(broken: str) -> None:
     """A file that is no benchmark's is refused in words, with the line where it is one."""
     with pytest.raises(InvalidRequest):
         read_csv(broken.format(columns=",".join(COLUMNS)))
-    with pytest.raises(InvalidRequest):
-        read_json(b'{"plan": 1}')
+    for body in (b'{"plan": 1}', b'{"runs": [{"samples": [{"cell": "\xff"}]}]}'):
+        with pytest.raises(InvalidRequest):
+            read_json(body)
 
 
 def test_the_summary_has_the_seeds_words() -> None:

@@ -189,7 +189,7 @@ async def test_the_real_codex(gateway: Callable[..., LiveGateway]) -> None:
     good = await run_codex(CODEX, through(live), CodexPlan(tasks=2, timeout_s=120))
     assert [(result.outcome, result.detail) for result in good] == [("ok", "")] * 2
     made = {figure.id: figure.value for figure in codex_run.figures(good)}
-    assert made == {"codex.tasks": 2, "codex.connection_failures": 0, "codex.cuts": 0}
+    assert made == {"codex.tasks": 2, "codex.connection_failures": 0, "codex.cuts": 0, "codex.completed": 1.0}
     (wrong,) = await run_codex(
         CODEX, Target("gateway", live.url, "fake", Key("k" * 20)), CodexPlan(tasks=1, timeout_s=120)
     )

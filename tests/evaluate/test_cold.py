@@ -160,7 +160,7 @@ async def samples(restartable: tuple[Target, list[str]]) -> tuple[Sample, Sample
 
 
 async def test_the_slowest_start_counts(restartable: tuple[Target, list[str]]) -> None:
-    """A morning has one start: of several the slowest is the figure. One that failed has no times, and says why."""
+    """A morning has one start: of several the slowest is the figure. Where one failed there is none, and how many."""
     first, second = await samples(restartable)
     replace = msgspec.structs.replace
     slow = replace(first, ttfb_ms=9000.0, ttft_ms=9100.0, total_ms=9500.0)
@@ -174,7 +174,17 @@ async def test_the_slowest_start_counts(restartable: tuple[Target, list[str]]) -
     ttfb = figures.get("cold.ttfb_s")
     assert ttfb is not None
     assert ttfb.value is None
+    assert "1 of 1" in ttfb.why_null
     assert "server_error loading" in ttfb.why_null
+    some = Figures(tuple(cold.summarise([start(first, second), start(broken, second), start(broken, second)])))
+    for what in ("ttfb_s", "ttft_s", "total_s", "stop_to_first_byte_s"):
+        figure = some.get(f"cold.{what}")
+        assert figure is not None
+        assert (figure.value, figure.n) == (None, 3)
+        assert "2 of 3" in figure.why_null
+    again = some.get("cold.second_ttfb_s")
+    assert again is not None
+    assert (again.value is not None, again.n) == (True, 3)
     ready = figures.get("cold.ready_s")
     assert ready is not None
     assert ready.value == 2.0

@@ -69,6 +69,24 @@ async def test_a_connection_that_closed_meanwhile_is_replaced() -> None:
     assert server.seen["closed_after_each"] == 50
 
 
+async def test_a_server_that_dies_over_a_request_is_not_asked_again() -> None:
+    """A kept connection that ends after a while, without a byte, was not stale: the request was taken, and is cut."""
+    async with LyingServer() as server:
+
+        async def dying(talk: Talk) -> None:
+            if talk.number % 2:
+                await talk.send(b"{}")
+            else:
+                await asyncio.sleep(0.2)
+                talk.reset()
+
+        server.ways["dying"] = dying
+        async with Connections(server.target("dying"), PATIENT) as connections:
+            troubles = [(await post(connections)).trouble for _ in range(6)]
+    assert troubles == [None, "cut"] * 3
+    assert server.seen["dying"] == 6
+
+
 async def test_a_new_connection_that_is_cut_is_not_tried_again() -> None:
     """Only a kept connection is replaced: a request that a fresh one lost was perhaps carried out."""
     async with LyingServer() as server, Connections(server.target("cut_at_once"), PATIENT) as connections:

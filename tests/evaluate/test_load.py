@@ -356,7 +356,7 @@ def test_a_token_a_piece_has_the_pace_that_mlperf_defines(tokens: int, every_ms:
         assert seen.tok_per_s == pytest.approx((tokens - 1) / (pieces[-1] - pieces[0]) * 1e3)
         assert seen.tpot_ms == pytest.approx((total - pieces[0]) / (tokens - 1))
     else:
-        assert pieces[-1] - pieces[0] < 0.02 * total
+        assert len(set(pieces)) < 3 or pieces[-1] - pieces[0] < max(5.0, tokens / 5)
 
 
 @given(st.integers(300, 1200), st.floats(0.5, 80), st.integers(10, 60), st.integers(5, 30))
@@ -375,6 +375,12 @@ def test_held_back_text_does_not_make_a_model_faster(tokens: int, every_ms: floa
     assert abs(naive - true) > abs((seen.tok_per_s or 0.0) - true)
 
 
+def test_a_long_wait_before_an_answer_does_not_hide_its_pace() -> None:
+    """After half a minute in a queue, an answer that is written in half a second has the pace at which it came."""
+    pieces = [30_000 + number / 450 * 1e3 for number in range(256)]
+    assert pace(pieces, 256, pieces[-1]).tok_per_s == pytest.approx(450)
+
+
 def test_what_came_at_once_has_no_pace() -> None:
     """One piece, one moment, one burst that the network cut in parts, or no usage: no speed rather than a wrong one."""
     assert pace([5.0] * 40, 40, 5.1).tok_per_s is None
@@ -384,4 +390,6 @@ def test_what_came_at_once_has_no_pace() -> None:
     burst = [50.0] * 10 + [50.05] * 10 + [50.1] * 24
     assert pace(burst, 44, 50.1).tok_per_s is None
     assert pace([100.0] * 20 + [200.0] * 30, 50, 200.0).tok_per_s is None
+    slow_network = [30_000 + number * 0.02 for number in range(1024)]
+    assert pace(slow_network, 1024, slow_network[-1]).tok_per_s is None
     assert pauses_ms([1.0, 1.0, 4.0, 6.0, 6.0]) == [3.0, 2.0]

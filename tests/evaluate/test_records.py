@@ -397,6 +397,14 @@ async def test_who_was_turned_away_is_counted(home: Home, monkeypatch: pytest.Mo
     await store.close()
 
 
+def test_a_line_of_denials_that_is_no_utf8_costs_itself_alone(home: Home) -> None:
+    """Those before and after it count."""
+    good = b'{"kind":"count","at":5.0,"since":1.0,"counts":{"invalid_api_key":1}}\n'
+    bad = b'{"kind":"count","at":5.0,"since":1.0,"counts":{"\xff":1}}\n'
+    (home.path / denials.FILE_NAME).write_bytes(good + bad + good)
+    assert read_denials(home).between(0, 1e11) == {"invalid_api_key": 2}
+
+
 def test_denials_survive_a_full_disk_and_stay_bounded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be written is kept and written later; codes from outside cannot fill the memory."""
     log = DenialLog(home, ManualClock(NOW))

@@ -208,9 +208,10 @@ async def test_a_folder_belongs_to_one_run_of_one_database(store: Store, folder:
     with pytest.raises(WrongFolder, match=f"not its folder: put the folder back .it was {moved}"):
         await entered(store, folder)
     assert folder.name not in os.listdir(folder.parent)
-    (moved / ".journal.json").write_bytes(b"{")
-    with pytest.raises(WrongFolder, match="damaged"):
-        await entered(store, moved)
+    for body in (b"{", b'{"run": "\xff"}'):
+        (moved / ".journal.json").write_bytes(body)
+        with pytest.raises(WrongFolder, match="damaged"):
+            await entered(store, moved)
     assert work.calls == 1
 
 

@@ -27,6 +27,8 @@ def good_figures() -> Figures:
         Figure(id="ui.fatal_errors", value=0, unit="count", n=30, attested_by="hanako"),
         Figure(id="sessions.responses.connection_failures", value=1, unit="count", n=20),
         Figure(id="sessions.responses.cuts", value=0, unit="count", n=20),
+        Figure(id="sessions.responses.completed", value=0.95, unit="share", n=20),
+        Figure(id="sessions.chat.completed", value=0.95, unit="share", n=20),
         Figure(id="rubric.adoptable_rate", value=0.75, unit="share", n=20),
         Figure(id="rubric.agreement", value=0.85, unit="share", n=20),
         Figure(id="cold.ttfb_s", value=14.9, unit="s"),
@@ -141,6 +143,8 @@ def test_no_figures_at_all_are_undecided() -> None:
         ("ui.fatal_errors", 0, 1, "chat_ui_errors"),
         ("sessions.responses.connection_failures", 1, 2, "codex_connections"),
         ("sessions.responses.cuts", 0, 1, "codex_cuts"),
+        ("sessions.responses.completed", 0.90, 0.85, "codex_completed"),
+        ("sessions.chat.completed", 0.90, 0.85, "chat_completed"),
         ("continuity.responses.rate", 0.95, 0.94, "responses_continuity"),
         ("continuity.responses.chains", 30, 29, "responses_chains"),
         ("rubric.adoptable_rate", 0.70, 0.65, "quality"),
@@ -151,6 +155,7 @@ def test_no_figures_at_all_are_undecided() -> None:
         ("cold.ttfb_s", 15.0, 15.1, "cold_first_byte"),
         ("bench.engine.closed.p3.t1024.tok_s_median", 10.0, 9.9, "decode_rate"),
         ("bench.gateway.closed.p3.t256.success_rate", 0.98, 0.967, "parallel_success"),
+        ("bench.gateway.closed.p3.t256.success_rate", 0.90, 0.89, "success_everywhere"),
         ("bench.engine.crashes", 0, 1, "crashes"),
         ("stability.unplanned_stops", 0, 1, "unplanned_stops"),
         ("stability.longest_recovery_s", 600.0, 601.0, "recovery"),
@@ -164,6 +169,22 @@ def test_the_built_in_thresholds_are_the_seeds(figure_id: str, good: Any, bad: A
     """Each limit of the seed's table, on its edge and just beyond."""
     assert outcome(with_value(good_figures(), figure_id, good), criterion) == "pass"
     assert outcome(with_value(good_figures(), figure_id, bad), criterion) == "fail"
+
+
+def test_every_cell_needs_its_successes() -> None:
+    """Times over a few successes do not pass: each cell that was measured has nine in ten, however few requests."""
+    bad = Figure(id="bench.gateway.closed.p1.t1024.success_rate", value=0.15, unit="share", n=10)
+    figures = good_figures().with_([bad])
+    assert outcome(figures, "success_everywhere") == "fail"
+    assert outcome(figures, "parallel_success") == "pass"
+    assert card(figures).verdict.decision == "reject"
+    assert outcome(good_figures().with_([msgspec.structs.replace(bad, value=0.9)]), "success_everywhere") == "pass"
+
+
+def test_the_real_codex_counts_before_requests_in_its_shape() -> None:
+    """Where the Codex CLI ran, its share of completed tasks decides."""
+    codex = Figure(id="codex.completed", value=0.5, unit="share", n=20)
+    assert outcome(good_figures().with_([codex]), "codex_completed") == "fail"
 
 
 def test_profiles_differ_in_cold_start_and_decode_rate() -> None:
@@ -247,7 +268,7 @@ def test_one_certain_failure_makes_the_failure_certain() -> None:
 # --- properties -----------------------------------------------------------------------------------------------------
 
 _RANK: dict[Outcome, int] = {"fail": 0, "open": 1, "pass": 2}
-_BETTER_IS_MORE = ("rate", "agreement", "tok_s_median", "chains")
+_BETTER_IS_MORE = ("rate", "agreement", "tok_s_median", "chains", "completed")
 _IDS = [figure.id for figure in good_figures().all]
 _values = st.one_of(
     st.none(), st.integers(0, 40), st.floats(0, 40), st.floats(0, 1), st.sampled_from([float("inf"), float("nan")])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekisho.evaluate.verdict import secret_scan
-from sekisho.evaluate.verdict.secret_scan import MARKS, MOST_LISTED, Leak, scan, scan_home, scan_run
+from sekisho.evaluate.verdict.secret_scan import MARKS, MOST_LISTED, Leak, scan, scan_home
 from sekisho.guard.personal import credentials
 from sekisho.ops.config import LogsConfig
 from sekisho.ops.home import Home
@@ -62,6 +62,28 @@ async def test_the_book_is_no_plain_text(home: Home) -> None:
     await store.close()
 
 
+async def test_an_example_in_an_answer_is_no_leak(home: Home) -> None:
+    """What a model made up is not counted in the files of runs, wherever they lie there; a live key of ours is, and
+    the same text in a log is."""
+    store = await Store.open(home.database)
+    _, secret = await store.create_key(KeySpec(name="taro"))
+    textbook = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+    answer = f'OpenAI(api_key="sk-your-api-key-here-1234567890abcdef")\nAuthorization: Bearer {textbook}\n'
+    folder = home.runs / "run-1"
+    (folder / "rubric").mkdir(parents=True)
+    for name in ("rubric/answers.json", "codex.json", "continuity_chat.csv", "sessions_chat.json"):
+        (folder / name).write_text(answer)
+    assert scan_home(home, await store.load_keys(), [folder]).count == 0
+    (folder / "codex.json").write_text(f"{answer}{secret}\n")
+    (home.logs / "gateway.log").write_text(answer)
+    assert places(scan_home(home, await store.load_keys(), [folder]).leaks) == [
+        ("logs/gateway.log", 1, "API_KEY", "suspicious"),
+        ("logs/gateway.log", 2, "TOKEN", "suspicious"),
+        ("runs/run-1/codex.json", 3, "sekisho_key", "definite"),
+    ]
+    await store.close()
+
+
 def test_old_logs_are_looked_into(home: Home) -> None:
     """Compressed ones too, by their content and not by their name; lines are counted in what was compressed."""
     (home.logs / "gateway.log.2").write_text(f"{OTHERS}\n")
@@ -106,7 +128,7 @@ def test_what_cannot_be_read_is_told(home: Home) -> None:
 def test_keys_of_vendors_tokens_and_private_keys(tmp_path: Path, text: str, kind: str, line: int) -> None:
     """Each once, at its line; only the last four characters are shown, of a private key none."""
     (tmp_path / "f").write_text(text)
-    found = scan_run(tmp_path, {})
+    found = scan([tmp_path], {}, tmp_path)
     assert places(found.leaks) == [("f", line, kind, "suspicious")]
     shown = found.leaks[0].shown
     assert len(shown.removeprefix("sk-").removeprefix("…")) == (0 if kind == "PRIVATE_KEY" else 4)
@@ -127,7 +149,7 @@ def test_keys_of_vendors_tokens_and_private_keys(tmp_path: Path, text: str, kind
 def test_what_only_speaks_of_keys_is_none(tmp_path: Path, text: str) -> None:
     """Masked keys, ids, names of headers and fields."""
     (tmp_path / "f").write_text(text, encoding="utf-8")
-    assert scan_run(tmp_path, {}).leaks == ()
+    assert scan([tmp_path], {}, tmp_path).leaks == ()
 
 
 def test_our_own_logs_hold_none(home: Home) -> None:
@@ -188,7 +210,7 @@ def test_no_cut_between_blocks_hides_or_doubles_a_key(
         patch.setattr(secret_scan, "_LONGEST_LINE_BYTES", 16)
         patch.setattr(secret_scan, "_OVERLAP_BYTES", 160)
         patch.setattr(secret_scan, "_HELD_BYTES", 120)
-        found = scan_run(folder, {})
+        found = scan([folder], {}, folder)
     expected = [text[: text.index(key)].count("\n") + 1 for key in (OTHERS, VENDOR)]
     assert [(leak.kind, leak.line) for leak in found.leaks] == [
         ("sekisho_key", expected[0]),
@@ -200,7 +222,7 @@ def test_no_cut_between_blocks_hides_or_doubles_a_key(
 def test_many_finds_are_counted_and_not_all_listed(tmp_path: Path) -> None:
     """Memory stays bounded."""
     (tmp_path / "f").write_text(f"{OTHERS}\n" * (MOST_LISTED + 500))
-    found = scan_run(tmp_path, {})
+    found = scan([tmp_path], {}, tmp_path)
     assert (len(found.leaks), found.suspicious) == (MOST_LISTED, MOST_LISTED + 500)
 
 

@@ -6,17 +6,30 @@ from typing import Any
 
 import pytest
 from gateway_harness import LiveGateway
-from good_answers import GOOD, Talk, dumped, framed, responses_events, responses_whole
+from good_answers import DONE, GOOD, Talk, chunk, dumped, framed, responses_events, responses_whole
 from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
 from sekisho.core.errors import InvalidRequest
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
+from sekisho.evaluate.behaviour import codex_run
 from sekisho.evaluate.behaviour.session_tasks import SESSION_TASKS, SessionTask
-from sekisho.evaluate.behaviour.sessions import MOST_TOOL_ROUNDS, TOOLS, Mode, SessionPlan, SessionResult, figures, run
+from sekisho.evaluate.behaviour.sessions import (
+    MOST_TOOL_ROUNDS,
+    OUTCOMES,
+    SESSION_LIMITS,
+    TOOLS,
+    Mode,
+    Outcome,
+    SessionPlan,
+    SessionResult,
+    figures,
+    run,
+)
 from sekisho.evaluate.client.exchange import Limits
 from sekisho.evaluate.client.target import Key, Target
+from sekisho.evaluate.statistics import share_interval
 from sekisho.guard.config import GuardConfig
 
 MODES: list[Mode] = ["responses", "chat"]
@@ -56,7 +69,9 @@ async def test_a_good_server_gets_through_all_tasks(mode: Mode) -> None:
     made = {figure.id: figure for figure in figures(results, mode, command="c")}
     names = ("tasks", "connection_failures", "cuts")
     assert [made[f"sessions.{mode}.{name}"].value for name in names] == [20, 0, 0]
-    assert all(figure.n == 20 and figure.unit == "count" and figure.command == "c" for figure in made.values())
+    assert all(figure.n == 20 and figure.command == "c" for figure in made.values())
+    assert all(made[f"sessions.{mode}.{name}"].unit == "count" for name in names)
+    assert made[f"sessions.{mode}.completed"].value == 1.0
 
 
 async def test_requests_have_codex_shape() -> None:
@@ -109,7 +124,7 @@ async def test_what_went_wrong_is_counted_as_what_it_is(way: str, mode: Mode) ->
     """What was not taken is a connection failure, what stopped coming is a cut, and the rest is neither; a task ends
     with its first request that goes wrong."""
     lie = LIES[way]
-    (result,) = await played(SessionPlan(mode=mode, tasks=1), lie.way, limits_for(way))
+    (result,) = await played(SessionPlan(mode=mode, tasks=1, max_tokens=32), lie.way, limits_for(way))
     if lie.fault.startswith("usage"):
         assert (result.outcome, result.faults, result.requests) == ("ok", (lie.fault,), 3)
         return
@@ -118,6 +133,7 @@ async def test_what_went_wrong_is_counted_as_what_it_is(way: str, mode: Mode) ->
     assert (result.outcome, result.requests) == (expected or "protocol", 1)
     assert lie.fault in result.faults
     counted = {figure.id.split(".")[-1]: figure for figure in figures([result], mode)}
+    assert counted["completed"].value == 0.0
     assert counted["cuts"].value == (expected == "cut")
     assert counted["connection_failures"].value == (expected == "connection")
     assert bool(counted["tasks"].note) == (expected not in ("cut", "connection"))
@@ -141,6 +157,47 @@ async def test_a_failure_in_a_later_turn_is_found() -> None:
 
     results = await played(SessionPlan(mode="responses", tasks=4, parallel=2), way)
     assert {(result.outcome, result.requests) for result in results} == {("cut", 2)}
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in OUTCOMES if outcome != "ok"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_share_that_completed_tells_every_failure(mode: Mode, outcome: Outcome) -> None:
+    """Whatever went wrong, its task is not completed; the share is of all tasks and has its interval."""
+    results = [SessionResult(task=str(n), outcome=outcome if n < 5 else "ok", requests=1) for n in range(20)]
+    for prefix, made in ((f"sessions.{mode}", figures(results, mode)), ("codex", codex_run.figures(results))):
+        share = next(figure for figure in made if figure.id == f"{prefix}.completed")
+        assert (share.value, share.n, share.unit) == (0.75, 20, "share")
+        assert share.interval == share_interval(15, 20)
+    nothing = figures([], mode)[-1]
+    assert (nothing.value, bool(nothing.why_null)) == (None, True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_only_thought_up_to_our_limit_is_no_failure(mode: Mode) -> None:
+    """A thinking model that our own limit cuts has done nothing wrong; without a limit of ours it has no text."""
+
+    async def way(talk: Talk) -> None:
+        thought = "hm " * 8
+        if talk.api == "chat":
+            usage = {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 17}
+            events: list[Any] = [chunk({"reasoning_content": thought}), chunk({}, "length"), chunk(usage=usage), DONE]
+        else:
+            start, end = responses_events()[:2], responses_events()[-1]
+            assert isinstance(end, dict)
+            last = {**end["response"], "status": "incomplete", "output": []}
+            more = {"type": "response.reasoning_text.delta", "delta": thought, "sequence_number": 10}
+            events = [*start, more, {"type": "response.incomplete", "sequence_number": 11, "response": last}]
+        await talk.chunks([framed(events)])
+
+    (result,) = await played(SessionPlan(mode=mode, tasks=1, max_tokens=8), way)
+    assert (result.outcome, result.requests, result.faults) == ("ok", 3, ("only_reasoning",))
+    (result,) = await played(SessionPlan(mode=mode, tasks=1), way)
+    assert result.outcome == "no_text"
+
+
+def test_a_steady_answer_may_take_an_hour() -> None:
+    """As Codex does, a session waits for the next event, and not for the end."""
+    assert (SESSION_LIMITS.silence_s, SESSION_LIMITS.total_s) == (300.0, 3600.0)
 
 
 async def test_text_without_a_finished_item_is_no_message_to_codex() -> None:

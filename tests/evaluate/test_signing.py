@@ -133,11 +133,19 @@ def test_changed_line_ends_are_called_that() -> None:
     assert "CRLF" not in check(tampered).why[0]
 
 
-@pytest.mark.parametrize("page", [SEALED.decode(), "<html></html>", PAGE.replace("\n", "\r\n"), f"{MARKER!r}{PAGE}"])
+@pytest.mark.parametrize(
+    "page", [SEALED.decode(), "<html></html>", PAGE.replace("\n", "\r\n"), f"<!-- {MARKER.decode()} {PAGE}"]
+)
 def test_a_page_that_could_be_mistaken_is_not_sealed(page: str) -> None:
-    """What is sealed already, or speaks of seals, or does not end as a page does, gets none."""
+    """What is sealed already, or begins a seal, or does not end as a page does, gets none."""
     with pytest.raises(ValueError, match="sealed"):
         seal(page, KEY)
+
+
+def test_an_answer_that_speaks_of_the_signature_is_no_seal() -> None:
+    """A server's words stand escaped on the page, whatever they are: a report of them is sealed and checked."""
+    page = PAGE.replace("</body>", "&lt;!-- sekisho-report-signature 1 sekisho-report-signature</body>")
+    assert check(seal(page, KEY).encode()).ok
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ async def test_what_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.M
 
 
 async def test_a_check_that_may_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system refuses, the finding says so, and the others are there; a mistake of ours is not hidden."""
+    """Where the system refuses, the finding says so, and the others are there; a mistake of ours is
+    called one, with its place."""
 
     def refused(_patient: object) -> list[doctor.Finding]:
         raise PermissionError(13, "Permission denied", "/secret")
@@ -162,8 +163,11 @@ async def test_a_check_that_may_not_look(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyError("our mistake")
 
     monkeypatch.setitem(examination.CHECKS, "clock", wrong)
-    with pytest.raises(KeyError, match="our mistake"):
-        await doctor.examine(patient(Home(tmp_path / "home")))
+    found = await doctor.examine(patient(Home(tmp_path / "home")))
+    (broken,) = [f for f in found if f.case == "check.broken"]
+    assert broken.why.startswith("KeyError: 'our mistake' (test_doctor.py:")
+    assert broken.fix_ja
+    assert "python.good" in [f.case for f in found]
 
 
 def test_the_programs_of_the_harness_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,12 @@ async def serve() -> AsyncIterator[Serve]:
         async def odd(_request: web.Request) -> web.Response:
             return web.Response(text="<html>")
 
+        async def latin1(_request: web.Request) -> web.Response:
+            return web.Response(body=b'{"data": [{"id": "caf\xe9"}]}', content_type="application/json")
+
         application = web.Application()
         application.router.add_get("/v1/models", models)
+        application.router.add_get("/latin1/models", latin1)
         application.router.add_get("/odd/models", odd)
         runner = web.AppRunner(application)
         await runner.setup()
@@ -164,6 +168,7 @@ async def test_upstream_answers(serve: Serve, tmp_path: Path, monkeypatch: pytes
     missing = only(await ask(f"{url}/v1", api_key_env="", api_key_file=str(tmp_path / "none")))
     assert missing.case == "upstream.no_key"
     assert only(await ask(f"{url}/odd")).case == "upstream.no_list"
+    assert only(await ask(f"{url}/latin1")).case == "upstream.no_list"
     assert only(await ask(f"{url}/none")).why == "answers 404 for /models"
     assert only(await ask(f"{url}/none")).case == "upstream.wrong_path"
 

@@ -133,6 +133,15 @@ class Stage:
         write_state(self.home, RunState.of_this_process("http://127.0.0.1:1", "1"))
 
 
+def test_a_plan_that_is_no_utf8(tmp_path: Path) -> None:
+    """It cannot be read, and what to do about that is said."""
+    stage = Stage(Home(tmp_path))
+    stage.note(os.getpid(), None)
+    (stage.home.run / "plan.json").write_bytes(b'{"workers": {"m\xff": 1}}')
+    with pytest.raises(NotFound, match="sekisho down, then sekisho up"):
+        asyncio.run(engine_door.engine_doors(stage.home))
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
     return Stage(Home(tmp_path / "home"))

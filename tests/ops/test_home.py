@@ -80,7 +80,7 @@ def test_a_corrected_clock_hides_no_running_server(tmp_path: Path, monkeypatch: 
     assert running(home) is not None
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"pid": "x"}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"pid": "x"}', b"\xff", b'{"url": "\xff"}'])
 def test_torn_state_is_no_state(tmp_path: Path, body: bytes) -> None:
     """A note that cannot be read counts as none."""
     home = Home(tmp_path).create()

@@ -282,3 +282,89 @@ async def test_it_leaves_the_supervisors_file_alone(home: Home) -> None:
         told = read_children(home.run)
         assert told is not None
         assert told.children == server.supervisor.statuses()
+
+
+BAD = (
+    b'{"kind":"up","at":1.0,"mono":1.0,"boot":"\x9c\xff","life":"l","seen":{"at":1,"mono":1,"boot":"\xff"},"why":""}\n'
+)
+
+
+@posix
+async def test_a_bad_byte_stops_neither_the_server_nor_a_child(home: Home) -> None:
+    """Files that are no UTF-8 are damaged ones: the log begins, and a child that ends is started again and told."""
+    (home.path / FILE_NAME).write_bytes(BAD)
+    (home.run / "alive.json").write_bytes(BAD)
+    (home.run / "announced").mkdir()
+    (home.run / "announced" / "engine.json").write_bytes(BAD)
+    async with Running(home, child("engine", home, SLEEP)) as server:
+        await until(lambda: server.supervisor.status("engine").pid)
+        os.kill(server.supervisor.status("engine").pid or 0, signal.SIGKILL)
+        await until(lambda: server.supervisor.status("engine").restarts == 1 and server.supervisor.status("engine").pid)
+    history = read_history(home)
+    assert history.damaged == 1
+    assert ("ended", "engine") in [(event.kind, event.child) for event in history.events]
+
+
+@pytest.mark.parametrize("name", ["read_history", "replace_file", "append_line"])
+def test_nothing_that_fails_in_it_comes_out(home: Home, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever raises inside, also what nobody thought of, is logged and goes no further."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("unthought of")
+
+    monkeypatch.setattr(stability_log, name, fail)
+    monkeypatch.setattr(stability_log.psutil, "boot_time", fail)
+    log = StabilityLog(home)
+    log.begin()
+    log.changed(ChildStatus("a", "running", pid=1, birth="x"))
+    log.changed(ChildStatus("a", "waiting", exit_code=1))
+    log.goodbye(planned=True)
+    log.close()
+    written = [] if name == "append_line" else ["up", "ended", "down"]
+    assert [event.kind for event in read_history(home).events] == written
+
+
+def test_an_event_that_cannot_be_encoded_is_lost_and_told(home: Home) -> None:
+    """Half a surrogate pair cannot be written: that event is counted, and the next ones are there."""
+    log = StabilityLog(home)
+    log.begin()
+    log.changed(ChildStatus("a", "running", pid=1, birth="x"))
+    log.changed(ChildStatus("a", "waiting", exit_code=1, log_tail=("\ud800",)))
+    log.goodbye(planned=True)
+    log.close()
+    assert [(event.kind, event.count) for event in read_history(home).events] == [("up", 0), ("gap", 1), ("down", 0)]
+
+
+async def test_a_probe_that_raises_is_no_answer(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and asked again: the watch goes on, and tells the other ones meanwhile."""
+    monkeypatch.setattr(stability_log, "POLL_S", 0.01)
+    asked = 0
+
+    async def probe() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked < 5:
+            raise RuntimeError("unthought of")
+        return True
+
+    async with Running(home, probes={SERVER: probe}):
+        await until(lambda: ("ready", "") in kinds(home))
+    assert asked == 5
+    assert len([record for record in caplog.records if "cannot ask" in record.message]) == 1
+
+
+def test_a_machine_that_hides_its_start(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its boot then has a name of its own, so that its times are never counted against another one's."""
+
+    def hidden() -> float:
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(stability_log.psutil, "boot_time", hidden)
+    monkeypatch.setattr(stability_log.sys, "platform", "other")
+    assert stability_log.boot_id() != stability_log.boot_id()
+    log = StabilityLog(home)
+    log.begin()
+    log.close()
+    assert [(event.kind, event.booted_at) for event in read_history(home).events] == [("up", None)]

@@ -258,9 +258,25 @@ async def test_a_recycled_process_id_is_left_alone(tmp_path: Path) -> None:
 
 async def test_a_broken_status_file_is_no_obstacle(tmp_path: Path) -> None:
     """A `children.json` that cannot be read is as none."""
-    (tmp_path / "children.json").write_text("{")
-    async with Supervisor(tmp_path, []):
-        assert read_children(tmp_path) is not None
+    for body in (b"{", b'{"run": "\xff"}'):
+        (tmp_path / "children.json").write_bytes(body)
+        assert read_children(tmp_path) is None
+        async with Supervisor(tmp_path, []):
+            assert read_children(tmp_path) is not None
+
+
+async def test_an_onlooker_that_raises_ends_no_child(tmp_path: Path) -> None:
+    """Whoever is told of the states may fail: the child is kept, and started again."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("unthought of")
+
+    async with Supervisor(
+        tmp_path, [python("a", tmp_path, "import time; time.sleep(600)")], policy=QUICK, on_change=fail
+    ) as supervisor:
+        await until(lambda: supervisor.status("a").pid)
+        os.kill(supervisor.status("a").pid or 0, signal.SIGKILL)
+        await until(lambda: supervisor.status("a").restarts == 1 and supervisor.status("a").pid)
 
 
 def test_a_process_started_by_hand_is_not_tied() -> None:

@@ -1,5 +1,6 @@
 """Which address a measurement is about, and with which key: options that `gate`, `continuity` and others share."""
 
+import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from sekisho.settings import Settings
 
 PLACES = ("engine", "gateway", "public")
-_LOOPBACK = ("localhost", "127.", "::1")
 
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Address to measure; default: this machine's running server.")
@@ -86,7 +86,10 @@ def is_ours(place: "Home", url: str) -> bool:
 
 
 def _is_loopback(target: "Target") -> bool:
-    return target.host.startswith(_LOOPBACK)
+    try:
+        return ipaddress.ip_address(target.host).is_loopback
+    except ValueError:
+        return target.host == "localhost"
 
 
 def _running_url(place: "Home") -> str:

@@ -42,7 +42,9 @@ def bench(
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="Longest answer × requests, with commas: 256x80,1024x10.")
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0.01, help="Open loop: requests a second.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.01, max=100_000.0, help="Open loop: requests a second.")
+    ] = None,
     closed_only: Annotated[bool, typer.Option("--closed-only", help="No open loop.")] = False,
     grid: Annotated[
         str | None, typer.Option("--grid", help="Prompt lengths in tokens × askers: 128,512x1,2,4.")
@@ -55,7 +57,9 @@ def bench(
     restart_command: Annotated[
         str | None, typer.Option("--restart-command", help="What restarts an engine that is not ours; no shell.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that an answer may take.")] = 180.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1.0, max=86_400.0, help="Seconds that an answer may take.")
+    ] = 180.0,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; default: below the home's runs.")
     ] = None,
@@ -101,6 +105,10 @@ def _plan(
 
     if name not in PLANS:
         raise CommandFailed(f"--plan: {name!r} is none", hint=f"one of {', '.join(PLANS)}", exit_code=USAGE)
+    if changes["api"] not in ("chat", "responses"):
+        raise CommandFailed(f"--api: {changes['api']!r} is none", hint="chat or responses", exit_code=USAGE)
+    if rate is not None and closed_only:
+        raise CommandFailed("--rate is of the open loop, which --closed-only leaves out", exit_code=USAGE)
     plan = PLANS[name]
     wished: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
     if parallel is not None:
@@ -203,11 +211,20 @@ def _write(
 
 
 def _show(out: Output, folder: Path, whole: "Bench", held: int | None) -> None:
+    from sekisho.evaluate.client.faults import MEANINGS
+    from sekisho.evaluate.evidence import tally
     from sekisho.evaluate.speed.bench_gap import explain, gaps
     from sekisho.evaluate.speed.bench_tables import summary
 
     for line in summary(whole.samples).splitlines():
         out.line(line)
+    missing = sum(run.cell.requests - len(run.samples) for run in whole.runs if run.cell.loop != "warmup")
+    if missing:
+        out.warn(out.text("bench_given_up", missing=missing))
+    faults = tally([(kind, each.detail) for kind in each.faults] for each in whole.samples)
+    for fault in faults:
+        meaning, language = MEANINGS[fault.kind], int(out.language == "ja")
+        out.line(f"{fault.count} × {meaning.what[language]}. {meaning.next[language]}", style="yellow")
     for gap in gaps(whole):
         out.say("bench_gap", place=gap.place, words=explain(gap, whole, held)[int(out.language == "ja")])
     out.say("bench_written", folder=folder)

@@ -65,9 +65,11 @@ def evaluate(
     rubric: Annotated[bool, typer.Option("--rubric/--no-rubric", help="Collect answers for two raters.")] = True,
     tasks: Annotated[Path | None, typer.Option("--tasks", help="Your own tasks for the raters, as YAML.")] = None,
     hourly_price: Annotated[
-        float | None, typer.Option("--hourly-price", min=0.0, help="What the hardware costs an hour.")
+        float | None, typer.Option("--hourly-price", min=0.0, max=1e6, help="What the hardware costs an hour.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that an answer may take.")] = 180.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1.0, max=86_400.0, help="Seconds that an answer may take.")
+    ] = 180.0,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run; `last` is the newest.")
     ] = None,
@@ -87,6 +89,11 @@ def evaluate(
     from sekisho.evaluate.behaviour.codex_run import find_codex
 
     out, place = Output(as_json=as_json), at_home(home)
+    if resume is None and redo:
+        hint = "sekisho evaluate --resume last --redo STEP"
+        raise CommandFailed("--redo is for a run that is resumed", hint=hint, exit_code=USAGE)
+    if quick and "plan" in retyped.told(context):
+        raise CommandFailed("--quick is --plan quick: give one of them", exit_code=USAGE)
     place.create()
     where = Where(url=url, key=key, model=model, public=public, restart=restart_command)
     chosen = find_codex(codex)

@@ -41,6 +41,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "began": ("began", "開始"),
     "steps_done": ("steps", "ステップ"),
     "bench_written": ("Written to {folder}", "{folder} に書き出しました"),
+    "bench_given_up": (
+        "{missing} requests were not asked any more: nobody answered",
+        "応答がなくなったため、{missing} 件の要求は送りませんでした",
+    ),
     "bench_gap": ("{place}: {words}", "{place}: {words}"),
     "compare_verdict": ("{b} against {a}: {verdict}", "{a} に対する {b}: {verdict}"),
     "compare_broken": (

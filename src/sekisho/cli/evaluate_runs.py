@@ -36,10 +36,30 @@ def conclude(
     out: Output, place: "Home", folder: Path, collected: "Found | None", profile: str | None = None
 ) -> "Conclusion":
     """Scorecard and report from the folder; signed where the home has its key."""
+    from sekisho.cli.keys import with_store
+    from sekisho.evaluate import untouched
     from sekisho.evaluate.conclusion import conclude as make
+    from sekisho.evaluate.conclusion import read_plan
+    from sekisho.evaluate.report.signing import public_key
+    from sekisho.store import RunRecord, StepRecord, Store
+
+    async def stored(store: Store) -> tuple[RunRecord | None, list[StepRecord]]:
+        return await store.get_run(folder.name), await store.run_steps(folder.name)
 
     key, language = signing_key_of(place), report_language(out)
-    done = make(place, folder, key=key, language=language, profile=profile, found=collected, now=time.time())
+    run, steps = with_store(place, settings_of(place), stored)
+    public = None if key is None else public_key(key)
+    changes = untouched.check(folder, read_plan(folder), run, steps, public, collected is not None)
+    done = make(
+        place,
+        folder,
+        key=key,
+        language=language,
+        profile=profile,
+        found=collected,
+        changes=changes,
+        now=time.time(),
+    )
     if not done.signed:
         out.warn(out.text("evaluate_unsigned"))
     return done

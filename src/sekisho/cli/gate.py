@@ -34,7 +34,9 @@ def gate(
     responses: Annotated[bool, typer.Option("--responses", help="The Responses API: whole and stream.")] = False,
     state: Annotated[bool, typer.Option("--state", help="previous_response_id.")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the results here, as JUnit XML.")] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that an answer may take.")] = 120.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1.0, max=86_400.0, help="Seconds that an answer may take.")
+    ] = 120.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer that is asked for.")] = 256,
     home: HomeOption = None,
     as_json: JsonOption = False,

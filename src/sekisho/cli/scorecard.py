@@ -246,14 +246,22 @@ def _manifest(place: "Home", folder: Path) -> str:
     import hashlib
 
     from sekisho.cli.evaluate_runs import signing_key_of
-    from sekisho.evaluate.report.signing import MANIFEST_FILE, check_manifest, public_key
+    from sekisho.core.decoding import decoded
+    from sekisho.evaluate.conclusion import read_plan, unfinished
+    from sekisho.evaluate.report.signing import MANIFEST_FILE, Manifest, check_manifest, public_key
 
     key = signing_key_of(place)
     checked = check_manifest(folder, None if key is None else public_key(key))
     if not checked.ok:
         hint = f"thresholds rest on a whole, signed run; sekisho evaluate report {folder.name} signs what was added"
         raise CommandFailed(f"{folder}: {checked.why[0]}", hint=hint)
-    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    body = (folder / MANIFEST_FILE).read_bytes()
+    if decoded(body, Manifest).run != folder.name:
+        raise CommandFailed(f"{folder.name} is a copy of another run", hint="approve on the run itself")
+    missing = unfinished(folder, read_plan(folder)) if (folder / "plan.json").exists() else ()
+    if missing:
+        raise CommandFailed(missing[0][0], hint=f"sekisho evaluate --resume {folder.name}")
+    return hashlib.sha256(body).hexdigest()
 
 
 def _book(place: "Home", recovery: Path | None) -> "Reader | None":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAME_PREFIX = "evaluate-"
 LASTS_S = 900.0
 TERMINATED = 143
+_ENDS = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def revoke_left(place: "Home", settings: "Settings", purpose: str) -> None:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the body as Ctrl-C does, so that what stands in `finally` is done."""
+    """SIGTERM and a closed terminal end the body as Ctrl-C does, so that what stands in `finally` is done."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)
@@ -71,11 +72,12 @@ def _ended_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in _ENDS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_ENDS)}
     try:
         yield
     finally:

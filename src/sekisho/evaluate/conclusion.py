@@ -11,9 +11,9 @@ import msgspec
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.errors import InvalidRequest, NotFound
 from sekisho.evaluate import evaluation, evidence
-from sekisho.evaluate.definitions import Language
+from sekisho.evaluate.definitions import Group, Language, Words
 from sekisho.evaluate.environment import Section
-from sekisho.evaluate.figures import Figures
+from sekisho.evaluate.figures import Figure, Figures
 from sekisho.evaluate.report.data import ReportData
 from sekisho.evaluate.report.file import write_report
 from sekisho.evaluate.report.parts import (
@@ -73,10 +73,11 @@ def conclude(
     language: Language = "en",
     profile: str | None = None,
     found: Found | None = None,
+    changes: tuple[Words, ...] = (),
     now: float,
 ) -> Conclusion:
     """Writes figures.json, scorecard.json, report.html and manifest.json. `found`: the server's records up to now; None
-    keeps those that are there. `profile` None: the plan's.
+    keeps those that are there. `profile` None: the plan's. `changes`: of `untouched.check`, for the reader.
 
     Raises NotFound for a folder that holds no evaluation, ThresholdsError, OSError.
     """
@@ -90,8 +91,18 @@ def conclude(
     _write(folder, FIGURES_FILE, figures)
     _write(folder, SCORECARD_FILE, card)
     data = _data(folder, plan, seen, figures, card, now)
+    data = msgspec.structs.replace(data, notices=(*unfinished(folder, plan), *changes, *data.notices))
     report = write_report(folder, data, key, language)
     return Conclusion(folder.name, figures, card, report, key is not None)
+
+
+def unfinished(folder: Path, plan: evaluation.Plan) -> tuple[Words, ...]:
+    """What the run has not come to; nothing for a whole one."""
+    missing = evidence.missing_steps(folder, evaluation.step_keys(plan))
+    if not missing:
+        return ()
+    listed = ", ".join(missing)
+    return ((f"This run is not finished: {listed}.", f"この実行は完了していません（未実施: {listed}）。"),)
 
 
 def read_plan(folder: Path) -> evaluation.Plan:
@@ -112,7 +123,20 @@ def _figures(folder: Path, plan: evaluation.Plan, seen: evidence.Evidence) -> Fi
         figures = figures.with_(records.figures(kept))
         accounts = _whole(folder / cost.ACCOUNTS_FILE, cost.Accounts)
         figures = figures.with_(cost.account_figures(accounts))
-    return figures.with_(evidence.attested_figures(evidence.read_attested(folder), folder.name))
+    told = evidence.attested_figures(evidence.read_attested(folder), folder.name)
+    return figures.with_([each for each in told if not _is_talked_away(figures, each)])
+
+
+def _is_talked_away(figures: Figures, attested: Figure) -> bool:
+    """Measured figures count before told ones; and what Codex is said to do better than the same requests did when they
+    were measured, is not believed."""
+    measured = figures.get(attested.id)
+    if measured is not None and measured.value is not None:
+        return True
+    alike = figures.get(attested.id.replace("codex.", "sessions.responses."))
+    if alike is None or alike.value is None or attested.value is None or attested.id == "codex.tasks":
+        return False
+    return alike.value > attested.value
 
 
 def _data(
@@ -134,7 +158,7 @@ def _data(
         verdict=verdict_part(card),
         criteria=criteria_rows(card),
         figures=figures,
-        remarks=() if whole is None else gap_remarks(whole, conditions),
+        remarks=(*(() if whole is None else gap_remarks(whole, conditions)), *_window(folder)),
         charts=() if whole is None else bench_charts(whole, card),
         faults=fault_counts(seen.tally),
         exchanges=seen.exchanges,
@@ -144,6 +168,18 @@ def _data(
         thresholds=thresholds_part(card),
         commands=commands(plan, folder.name),
     )
+
+
+def _window(folder: Path) -> "tuple[tuple[Group, Words], ...]":
+    """Of which days the server's records are."""
+    if not (folder / RECORDS_FILE).exists():
+        return ()
+    kept = _whole(folder / RECORDS_FILE, records.Records)
+    begin, end = (
+        datetime.datetime.fromtimestamp(moment, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        for moment in (kept.since, kept.until)
+    )
+    return (("stability", (f"The server's records from {begin} to {end}.", f"サーバーの記録の期間: {begin} 〜 {end}")),)
 
 
 def _models(plan: evaluation.Plan) -> str:

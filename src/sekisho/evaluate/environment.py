@@ -20,6 +20,9 @@ _CHUNK_BYTES = 1 << 22
 _VERSION_PATHS = ("/version", "/api/version", "/props")  # vLLM, Ollama, llama.cpp's server
 
 
+ENGINE = ("Engine and model", "エンジンとモデル")
+
+
 class Section(msgspec.Struct, frozen=True):
     """`rows` are (name, value); what could not be found says so in its value."""
 
@@ -67,7 +70,7 @@ async def engine(targets: tuple[Target, ...], model_file: Path | None, progress:
     else:
         size, digest = await asyncio.to_thread(sha256, model_file, progress)
         rows += [("model file", f"{model_file.name}, {size} bytes"), ("model sha256", digest)]
-    return Section(("Engine and model", "エンジンとモデル"), tuple(rows))
+    return Section(ENGINE, tuple(rows))
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sekisho.core.errors import InvalidRequest
 from sekisho.evaluate import gpu_check
 from sekisho.evaluate.behaviour import codex_run, continuity, continuity_record, gate, gate_report, safety, sessions
 from sekisho.evaluate.client.asking import asker
@@ -19,9 +20,9 @@ from sekisho.evaluate.client.exchange import Limits
 from sekisho.evaluate.client.target import Place, Target
 from sekisho.evaluate.durable.journal import Journal
 from sekisho.evaluate.durable.step_context import StepContext
-from sekisho.evaluate.environment import Load, Section
+from sekisho.evaluate.environment import ENGINE, Load, Section
 from sekisho.evaluate.evidence import STEPS, Evidence, tally
-from sekisho.evaluate.figures import Figure
+from sekisho.evaluate.figures import Figure, Unit
 from sekisho.evaluate.progress import Progress, silent
 from sekisho.evaluate.rubric import answers as rubric_answers
 from sekisho.evaluate.rubric.folder import NAME as RUBRIC
@@ -32,11 +33,12 @@ from sekisho.evaluate.speed.samples import Cell, Sample
 from sekisho.evaluate.verdict import cost
 
 KIND = "evaluation"
+ENVIRONMENT_FILE = "environment.json"
 CARD_REQUESTS = 10  # of the seed: ten short ones show how the cards share the work
 CARD_TOKENS = 256
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is measured, fixed before the first request. `places`: address and model of each. 0 and False leave out.
     `command` is what does it all again. `hourly_price`: of the hardware, in whatever currency. `cards`: look at each
     graphics card's memory around a restart of the engine."""
@@ -55,6 +57,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     hourly_price: float | None = None
     cards: bool = False
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """`environment.json`."""
+
+    sections: tuple[Section, ...]
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,12 +98,32 @@ Work = Callable[[StepContext], Awaitable[None]]
 
 async def run(journal: Journal, plan: Plan, site: Site, progress: Progress = silent) -> None:
     """Does what of the plan is not done yet. Raises what a step raises; the next run goes on there."""
+    await _check_same_engine(journal.folder, site, progress)
     steps = _Steps(journal, plan, site, progress)
     for key, inputs, work in steps.all():
         progress("evaluate", steps.done, steps.count)
         await journal.step(key, inputs, work)
         steps.done += 1
     progress("evaluate", steps.count, steps.count)
+
+
+async def _check_same_engine(folder: Path, site: Site, progress: Progress) -> None:
+    """A run that goes on measures what it began with. Raises InvalidRequest for another engine or model file."""
+    try:
+        begun = msgspec.json.decode((folder / ENVIRONMENT_FILE).read_bytes(), type=Environment)
+    except FileNotFoundError:
+        return  # it begins now
+    before, now = _engine_rows(begun.sections), _engine_rows(await site.environment(progress))
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
+    if changed:
+        told = "; ".join(f"{name}: {before.get(name, '—')} → {now.get(name, '—')}" for name in changed)
+        raise InvalidRequest(f"This run began with another engine or model ({told}). Begin a new one.", param="model")
+
+
+def _engine_rows(sections: Sequence[Section]) -> dict[str, str]:
+    """What names the engine and the model's file; addresses may change with a restart."""
+    rows = (row for section in sections if section.name == ENGINE for row in section.rows)
+    return {name: value for name, value in rows if name.startswith("model ") or name.endswith(" version")}
 
 
 def step_keys(plan: Plan) -> tuple[str, ...]:
@@ -173,8 +201,8 @@ class _Steps:
 
     async def _environment(self, context: StepContext) -> None:
         sections = await self._site.environment(self._progress)
-        body = {"sections": sections, "load": Load.now()}
-        context.write("environment.json", msgspec.json.format(msgspec.json.encode(body)))
+        body = msgspec.json.encode(Environment(sections))
+        context.write(ENVIRONMENT_FILE, msgspec.json.format(body))
 
     def _gates(self, place: Place) -> Work:
         async def work(context: StepContext) -> None:
@@ -298,7 +326,8 @@ class _Steps:
         if self._site.codex is None:
             why = "the Codex CLI is not on this machine: npm install -g @openai/codex, or --codex PATH"
             figures = [
-                Figure(id=f"codex.{name}", value=None, unit="count", why_null=why, command=command) for name in _CODEX
+                Figure(id=f"codex.{name}", value=None, unit=unit, why_null=why, command=command)
+                for name, unit in _CODEX.items()
             ]
             self._leave(context, "codex", Evidence(figures=tuple(figures)))
             return
@@ -346,7 +375,7 @@ class _Steps:
 
 
 _COLD = ("ready_s", "ttfb_s", "ttft_s", "total_s")
-_CODEX = ("tasks", "connection_failures", "cuts")
+_CODEX: dict[str, Unit] = {"tasks": "count", "connection_failures": "count", "cuts": "count", "completed": "share"}
 
 
 def _of_samples(figures: list[Figure], samples: "list[Sample] | tuple[Sample, ...]") -> Evidence:

@@ -92,6 +92,10 @@ def read_steps(folder: Path, keys: Iterable[str]) -> Evidence:
     return merged(found)
 
 
+def missing_steps(folder: Path, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(key for key in keys if not (folder / STEPS / f"{key}.json").exists())
+
+
 def read_attested(folder: Path) -> tuple[Attested, ...]:
     """In the order in which they were told; none where there are none. A torn last line is passed over. Raises
     NotFound for another one that is damaged: what it said may have been a correction."""
@@ -135,6 +139,10 @@ def _sound_bytes(body: bytes) -> int:
 
 
 def attested_figures(attested: Iterable[Attested], run: str) -> tuple[Figure, ...]:
+    """The last one of each, with what was told before."""
+    told: dict[str, list[Attested]] = {}
+    for each in attested:
+        told.setdefault(each.figure, []).append(each)
     return tuple(
         Figure(
             id=each.figure,
@@ -142,11 +150,11 @@ def attested_figures(attested: Iterable[Attested], run: str) -> tuple[Figure, ..
             unit="count",
             n=each.n,
             attested_by=each.by,
-            note=each.note,
+            note="; ".join([each.note] * bool(each.note) + [f"before: {old.value:g} by {old.by}" for old in earlier]),
             file=ATTESTED,
             command=f"sekisho evaluate attest {run} {each.figure} VALUE --by NAME",
         )
-        for each in attested
+        for *earlier, each in told.values()
     )
 
 

@@ -153,15 +153,15 @@ def _harmless(what: str) -> Iterator[None]:
     """Whatever goes wrong with the log stays in it."""
     try:
         yield
-    except Exception:  # noqa: BLE001  # the log's rim: behind it stand the server and the tasks that keep its children
+    except Exception:  # the log's rim: behind it stand the server and the tasks that keep its children
         log.exception("the stability log cannot %s", what)
 
 
 class StabilityLog:
     """Written by the supervisor's process. `begin` first, `changed` from the supervisor's `on_change`, `watch` as a
-    task beside it, `goodbye` before an orderly stop, `close` at the end. None of them raises, whatever the disk holds or
-    refuses: the server and its children do not depend on what is written about them. What was lost is told once it can
-    be."""
+    task beside it, `goodbye` before an orderly stop, `close` at the end. None of them raises, whatever the disk holds
+    or refuses: the server and its children do not depend on what is written about them. What was lost is told once it
+    can be."""
 
     def __init__(self, home: Home, clock: Clock | None = None, boot: str | None = None) -> None:
         self.life = ids.new("life")
@@ -238,7 +238,7 @@ class StabilityLog:
     async def _answers(self, child: str, probe: Probe | None) -> bool:
         try:
             answers = probe is None or await probe()
-        except Exception:  # noqa: BLE001  # a probe is anybody's code, and a failing one has no answer
+        except Exception:  # a probe is anybody's code, and a failing one has no answer
             if child not in self._mute:  # it is asked twice a second: say it once
                 log.exception("cannot ask whether %s answers", child or "the server")
             self._mute.add(child)
@@ -299,7 +299,7 @@ class StabilityLog:
                 os.replace(path, path.with_name(f"{FILE_NAME}.1"))
             append_line(Files(), path, b"".join(msgspec.json.encode(each) + b"\n" for each in events))
             self._lost = 0
-        except Exception as error:  # noqa: BLE001  # the thread's outermost frame: nobody else would count the loss
+        except Exception as error:  # the thread's outermost frame: nobody else would count the loss
             if not self._lost:
                 log.error("cannot write %s: %s", path, error, exc_info=not isinstance(error, OSError))
             self._lost += 1

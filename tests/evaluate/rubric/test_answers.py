@@ -122,9 +122,10 @@ def test_damaged_and_missing_files_are_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="sekisho rubric collect"):
         RubricFolder(tmp_path).answers()
     folder = filled(tmp_path)
-    (folder.path / "answers.json").write_text("{")
-    with pytest.raises(InvalidRequest, match=r"answers\.json is damaged"):
-        folder.answers()
+    for body in (b"{", b'{"tasks_sha256": "\xff"}'):
+        (folder.path / "answers.json").write_bytes(body)
+        with pytest.raises(InvalidRequest, match=r"answers\.json is damaged"):
+            folder.answers()
 
 
 def test_files_are_as_open_as_their_folder(tmp_path: Path) -> None:

@@ -312,8 +312,8 @@ def finished_items(exchange: Exchange) -> list[dict[str, Any]]:
 def figures(
     results: Sequence[SessionResult], mode: Mode, *, command: str = "", file: str = "sessions.json"
 ) -> list[Figure]:
-    """`sessions.<mode>.tasks`, `.connection_failures`, `.cuts`, `.completed` (share of tasks in which nothing went wrong).
-    What else went wrong is in the note of `.tasks`."""
+    """`sessions.<mode>.tasks`, `.connection_failures`, `.cuts`, and `.completed`, the share of tasks without
+    anything wrong. What else went wrong is in the note of `.tasks`."""
     return counted(results, f"sessions.{mode}", command=command, file=file)
 
 

@@ -20,7 +20,7 @@ STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _JSON = msgspec.json.Decoder()
 _UNSEEN_TOKENS = 8  # end of turn, role and channel marks that an engine may count
 _CUT_BY_LIMIT = ("length", "incomplete")
-_TOLD_NAME = re.compile(r"(?:.*/)?(?P<name>[^/]+?)(?:\.gguf)?(?::[^/:]+)?(?:-\d{4}-?\d{2}-?\d{2})?", re.DOTALL)
+_TOLD_NAME = re.compile(r"(?:.*/)?(?P<name>[^/]+?)(?:-\d{4}-?\d{2}-?\d{2})?(?:\.gguf)?(?::[^/:]+)?", re.DOTALL)
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -36,8 +36,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What was answered. Tokens are None where the server told none, or such as cannot be right.
 
     `pieces_ms`: when each piece of output came, after the start. `first_text_ms` is TTFT; `first_piece_ms` also counts
-    reasoning and tool calls. `hidden_tokens`: reasoning that was counted but not shown; all tokens where the text is too
-    short for them and nothing tells the thinking apart: then nothing can be said of speed.
+    reasoning and tool calls. `hidden_tokens`: reasoning that was counted but not shown; all tokens where the text is
+    too short for them and nothing tells the thinking apart: then nothing can be said of speed.
     """
 
     status: int | None

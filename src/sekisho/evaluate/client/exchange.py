@@ -17,7 +17,7 @@ from sekisho.evaluate.client.target import Target
 Trouble = Literal["not_connected", "no_answer", "silent", "trickled", "cut", "not_http", "too_large"]
 
 STALE_S: Final = 0.05
-"""A kept connection that ends later than so after the request was written was not stale: the server took the request."""
+"""A kept connection that ends later than so after the request was written was not stale: the server took it."""
 _LOOK_S: Final = 0.25  # how often limits are looked at: they are not what is measured
 
 

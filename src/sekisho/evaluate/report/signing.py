@@ -29,7 +29,7 @@ MANIFEST_FILE = "manifest.json"
 REPORT_PREFIX = "report."
 """The folder's own `report.html`, `report.pdf`, … are made from the data, so `data_sha256` is without them."""
 MARKER = b"sekisho-report-signature"
-DIGEST_NAME = "sekisho-data-sha256"
+_OPENING = b"<!-- " + MARKER + b" "  # text on a page is escaped: only a comment begins so
 
 _SEAL = re.compile(rb"<!-- sekisho-report-signature 1 ([0-9a-f]{64}) ([0-9a-f]{128}) -->\n\Z")
 _DIGEST = re.compile(rb'<meta name="sekisho-data-sha256" content="([0-9a-f]{64})">')
@@ -53,7 +53,7 @@ def seal(html: str, signing: bytes) -> str:
     """The page with its signature as its last line. Raises ValueError for a page that is sealed already or does not end
     as a page does: such a file could not be told from one that was tampered with."""
     body = html.encode("utf-8")
-    if MARKER in body or not body.endswith(b"</html>\n") or b"\r" in body:
+    if _OPENING in body or not body.endswith(b"</html>\n") or b"\r" in body:
         raise ValueError(
             "a page to be sealed ends with </html> and a newline, and holds no seal and no carriage return"
         )
@@ -67,7 +67,7 @@ def check(html: bytes, public: bytes | None = None) -> Checked:
 
     Without `public` a good answer only says that nobody changed the file after it was signed by the key it names.
     """
-    marks = html.count(MARKER)
+    marks = html.count(_OPENING)
     found = _SEAL.search(html, max(0, len(html) - _SEAL_BYTES))
     if marks == 0:
         return Checked(False, None, ("the file carries no signature", "署名がありません"))

@@ -1,5 +1,5 @@
-"""A benchmark's samples as figures. Pure. Quantiles are over successes; failures are in the success rate alone, and with
-them what was not asked any more because nobody answered."""
+"""A benchmark's samples as figures. Pure. Quantiles are over successes; failures are in the success rate alone, and so
+is what was not asked any more because nobody answered."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
