@@ -356,7 +356,7 @@ def main() -> int:
     home = Home.find(arguments.home)
     try:
         plan = msgspec.json.decode((home.run / "plan.json").read_bytes(), type=Plan)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         print(f"{home.run / 'plan.json'} cannot be read ({error}): start with `sekisho up`", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
     from sekisho.guard.assembly import GuardUnusable

@@ -51,11 +51,6 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
 
 TEXT = {"engines/llama_worker.py", "ops/hardware.py", "wire/responses/output.py"}
 """These decode `str`, which is no bytes any more."""
-NOT_YET = {
-    "audit/keys.py", "audit/records.py", "cli/guard.py", "guard/emergency.py", "guard/rules.py", "ops/hub.py",
-    "ops/hub_listing.py", "serve.py", "store/spool.py",
-}  # fmt: skip
-"""Still let UnicodeDecodeError through. This list only gets shorter."""
 
 
 def forgets_utf8(attempt: ast.Try) -> bool:
@@ -80,4 +75,4 @@ def test_nobody_forgets_that_bytes_may_be_no_utf8() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Try) and forgets_utf8(node)
     }
-    assert forgetful - TEXT - NOT_YET == set()
+    assert forgetful - TEXT == set()

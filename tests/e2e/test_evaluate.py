@@ -71,6 +71,16 @@ def test_from_nothing_to_a_signed_report(served: Sekisho) -> None:
     assert served.json("evaluate", "verify", str(changed), code=1)["error"]["ok"] is False
     changed.unlink()
 
+    folder = report.parent
+    for name in ("steps/bench.json", "records.json", "plan.json"):
+        path = folder / name
+        sound = path.read_bytes()
+        path.write_bytes(sound.replace(b"7", b"8"))
+        served.json("evaluate", "report", "last", code=2)  # nobody signs what was not measured
+        path.unlink()
+        if name == "steps/bench.json":
+            served.json("evaluate", "report", "last", code=2)
+        path.write_bytes(sound)
     served.json("evaluate", "attest", "last", "ui.fatal_errors", "0", "--n", "30", "--by", "hanako")
     approved = ("scorecard", "approve", "--measured-by", "taro", "--by", "hanako", "--why", "day 1")
     served.json(*approved)

@@ -250,7 +250,7 @@ def _load_ratchet(secrets: Path) -> _RatchetFile | None:
         return msgspec.json.decode((secrets / RATCHET_FILE).read_bytes(), type=_RatchetFile)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyUnavailable(f"{RATCHET_FILE} is damaged") from error
 
 

@@ -144,7 +144,7 @@ def decode(payload: bytes) -> Record:
     """What `encode` made. A genuine record that this version does not know comes as an admin record `unreadable`."""
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError:  # validation included
+    except (msgspec.DecodeError, UnicodeDecodeError):  # validation included
         return AdminRecord(action="unreadable", detail={"json": payload.decode("utf-8", "replace")})
 
 

@@ -154,7 +154,7 @@ def of_the_running_server(place: "Home") -> "GuardConfig | None":
 
     try:
         return msgspec.json.decode((place.run / "plan.json").read_bytes(), type=Plan).settings.guard
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -33,7 +33,7 @@ def read_emergency(path: Path) -> Emergency | None:
         return msgspec.json.decode(path.read_bytes(), type=Emergency)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         return Emergency(0.0, "unknown", f"{path.name} cannot be read: {error}")
 
 

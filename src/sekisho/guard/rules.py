@@ -235,7 +235,7 @@ def read_index(folder: Path) -> dict[str, Ready] | None:
     """The rules of a folder from its index; None where there is none, or it is of other files."""
     try:
         index = msgspec.json.decode((folder / INDEX).read_bytes(), type=Index)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return {one.rule.id: one for one in index.rules} if index.content == content_of(folder) else None
 

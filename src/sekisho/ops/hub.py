@@ -291,7 +291,7 @@ def _note_path(part: Path) -> Path:
 def _read_note(part: Path) -> _Partial | None:
     try:
         return msgspec.json.decode(_note_path(part).read_bytes(), type=_Partial)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None  # without its note a part cannot be trusted: the download begins anew
 
 

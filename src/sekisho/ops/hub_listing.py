@@ -63,7 +63,7 @@ def parse_tree(body: bytes) -> list[HubFile]:
     """The answer of `/api/models/{repository}/tree/{revision}`. Raises HubTrouble."""
     try:
         entries = msgspec.json.decode(body, type=list[_TreeEntry])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HubTrouble(f"the hub's file list cannot be read: {error}") from error
     return [
         HubFile(e.path, e.lfs.size, e.lfs.oid.removeprefix("sha256:")) if e.lfs else HubFile(e.path, e.size)

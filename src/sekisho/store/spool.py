@@ -309,7 +309,10 @@ def _decode(line: bytes) -> UsageRecord | None:
         return None
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError:  # sound bytes that are no record: from a version that we do not know
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ):  # sound bytes that are no record: from a version that we do not know
         return None
 
 
