@@ -70,6 +70,19 @@ def test_a_damaged_run_does_not_hide_the_others(home: Path, sekisho: Any, answer
     assert "run-2" in warned
 
 
+def test_a_run_is_forgotten_whole(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder goes; what is no run of this home, or is not named in full, is not touched."""
+    folder = home / "runs" / "20261128-090000-1a2b"
+    folder.mkdir(parents=True)
+    (folder / "bench.csv").write_text("x")
+    for name in ("last", "../runs/20261128-090000-1a2b", "20261128"):
+        assert run(["evaluate", "forget", name]) == ABSENT
+    assert folder.is_dir()
+    assert run(["evaluate", "forget", folder.name]) == 0
+    assert not folder.exists()
+    assert folder.name in capsys.readouterr().out
+
+
 def test_without_a_server(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured, nothing is left behind, and the next step is named."""
     assert run(["evaluate", "--quick", "--json"]) == ABSENT

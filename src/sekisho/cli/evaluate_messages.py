@@ -38,8 +38,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "plan": ("plan", "計画"),
     "title": ("title", "題名"),
     "verdict": ("verdict", "判定"),
-    "began": ("began", "開始"),
-    "steps_done": ("steps", "ステップ"),
     "bench_written": ("Written to {folder}", "{folder} に書き出しました"),
     "bench_given_up": (
         "{missing} requests were not asked any more: nobody answered",

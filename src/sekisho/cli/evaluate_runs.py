@@ -29,6 +29,8 @@ def register(app: typer.Typer) -> None:
         "sekisho evaluate attest last ui.fatal_errors 0 --n 30 --by hanako", ja="人が数えた値を記録します。"
     )
     app.command("attest", epilog=epilog)(attest)
+    epilog = example("sekisho evaluate forget 20261128-090000-1a2b", ja="実行を削除します。")
+    app.command("forget", epilog=epilog)(forget)
     app.command("verify", epilog=example("sekisho evaluate verify report.html", ja="署名を確かめます。"))(verify)
 
 
@@ -193,6 +195,32 @@ def attest(
     out.json({"run": folder.name, "figure": figure, "value": kept.value, "by": by, "n": n})
     out.say("evaluate_attested", figure=figure, value=f"{kept.value:g}", by=by)
     out.say("evaluate_report", report=conclude(out, place, folder, None).report)
+
+
+def forget(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a run: its folder with everything in it, and its steps in the database. Not while somebody works on it."""
+    import shutil
+
+    from sekisho.cli.keys import with_store
+    from sekisho.evaluate.durable.run_folder import RunFolder
+
+    out, place = Output(as_json=as_json), at_home(home)
+    folder = place.runs / run
+    if run == NEWEST or "/" in run or not folder.is_dir():
+        raise CommandFailed(f"there is no run {run}", hint="sekisho evaluate list; name it in full", exit_code=ABSENT)
+    held = RunFolder(folder)
+    held.acquire()
+    try:
+        known = with_store(place, settings_of(place), lambda store: store.forget_run(run))
+        shutil.rmtree(folder)
+    finally:
+        held.release()
+    out.json({"run": run, "forgotten": True, "in_database": known})
+    out.say("evaluate_forgotten", run=run)
 
 
 def verify(

@@ -10,7 +10,7 @@ from pathlib import Path
 _given: ContextVar[Path | None] = ContextVar("the home on the command line", default=None)
 _COMMAND = re.compile(
     r"sekisho (?:guard rules \w+|(?:key|model|config|client|guard|audit|escalation|emergency|rubric|scorecard) \w+"
-    r"|evaluate (?:report|list|attest|verify|compare)|evaluate|bench|gate|continuity"
+    r"|evaluate (?:report|list|attest|verify|forget|compare)|evaluate|bench|gate|continuity"
     r"|up|down|status|usage|doctor)\b(?! --h)"
 )
 

@@ -106,6 +106,7 @@ def _run(command: list[str], limit_s: float) -> str:
 def _put(made: bytes, pdf: Path) -> None:
     draft = pdf.with_name(f".{pdf.name}.part")
     draft.write_bytes(made)
+    draft.chmod(0o600)  # as open as the run that it is of
     os.replace(draft, pdf)
 
 
