@@ -2,14 +2,13 @@
 
     python bench/agreement.py                            a canned server and the built-in model; about eight minutes
     python bench/agreement.py --guidellm PATH --repetitions 5
-    python bench/agreement.py --together                 both at a time, on a machine that others use meanwhile
 
 Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. A repetition has
 both tools at each server once, in alternating order, with the same number of requests in flight, the same texts and
 the same length of answers; the marks before the texts differ, so that neither finds its prompts in the server's cache.
-Success, TTFT and throughput must agree within 5 %, by the median over the repetitions. With `--together` both ask the
-same server at the same time, and of ours those requests count that lie within guidellm's time: whatever else the
-machine does then, it does to both.
+Both ask through `relay.py`, which notes what crosses the wire. Success, TTFT and throughput must agree within 5 %, by
+the median over the repetitions. A tool also takes time to see what has come, more where others use the machine: the
+wire's own TTFT and total, of the same turn, tell which tool is off, and ours must be within 5 % of them.
 
 Where guidellm means something else: its TPOT has the first token's wait in it (latency / tokens), ours is the time
 after the first token (MLPerf); what we call that is its inter-token latency. Both are printed.
@@ -25,7 +24,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from sekisho.evaluate.client.exchange import Connections
 from sekisho.evaluate.client.target import Key, Target
 from sekisho.evaluate.speed import load, prompts
 from sekisho.evaluate.speed.bench_plan import requests_per_s
-from sekisho.evaluate.speed.samples import Cell, Request, Sample, Timed, ok_of, sample
+from sekisho.evaluate.speed.samples import Cell, Request, Sample, ok_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "bench" / "out"
@@ -86,6 +85,16 @@ def texts(count: int, *name: object) -> tuple[str, ...]:
     return tuple(found)
 
 
+def on_the_wire(url: str) -> Figures:
+    """What the relay has noted since it was asked last."""
+    with urllib.request.urlopen(f"{url}/times") as answer:
+        times: list[tuple[float, float, float]] = json.loads(answer.read())
+    return {
+        "wire_ttft_ms": median((first_s - asked_s) * 1e3 for asked_s, first_s, _ in times),
+        "wire_total_ms": median((ended_s - asked_s) * 1e3 for asked_s, _, ended_s in times),
+    }
+
+
 def ours(work: Work) -> Figures:
     """Our generator: a closed loop."""
     requests = _requests(work)
@@ -96,7 +105,7 @@ def ours(work: Work) -> Figures:
             return await load.run(cell, connections, requests, load.Options())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return _our_figures(runner.run(measure()).samples)
+        return _our_figures(runner.run(measure()).samples) | on_the_wire(work.server.target.url)
 
 
 def theirs(work: Work, program: Path) -> Figures:
@@ -104,37 +113,8 @@ def theirs(work: Work, program: Path) -> Figures:
     with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
         command, environment = _guidellm(work, program, Path(name))
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        return _their_figures(_result(Path(name), done.returncode, done.stderr)["metrics"])
-
-
-def both(work: Work, program: Path) -> tuple[Figures, Figures]:
-    """Ours and guidellm at the same time."""
-    target, timed = work.server.target, list[Timed]()
-    requests = _requests(Work(work.server, work.parallel, texts(len(work.texts) * 20, *work.texts[0][:40])))
-
-    async def measure(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        async with Connections(target) as connections:
-            asking = asyncio.create_task(
-                load.closed_loop(connections, requests, work.parallel, load.Options(), timed.append)
-            )
-            process = await asyncio.create_subprocess_exec(
-                *command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-            )
-            _, told = await asyncio.wait_for(process.communicate(), 300)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            return process.returncode or 0, told.decode()
-
-    with tempfile.TemporaryDirectory(prefix="sekisho-agreement-") as name:
-        command, environment = _guidellm(work, program, Path(name))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, load.quiet():
-            code, told = runner.run(measure(command, environment))
-        result = _result(Path(name), code, told)
-    wall_s = time.time() - time.perf_counter()
-    begun_s, ended_s = (float(result[edge]) - wall_s for edge in ("start_time", "end_time"))
-    within = [each for each in timed if each.scheduled_s >= begun_s and each.exchange.ended_s <= ended_s]
-    samples = [sample(_cell(work), each, target, "chat", begun_s) for each in within]
-    return _our_figures(samples), _their_figures(result["metrics"])
+        result = _result(Path(name), done.returncode, done.stderr)
+    return _their_figures(result["metrics"]) | on_the_wire(work.server.target.url)
 
 
 def _requests(work: Work) -> list[Request]:
@@ -218,6 +198,18 @@ def _their_figures(metrics: dict[str, Any]) -> Figures:
 
 
 @contextmanager
+def relayed(target: Target) -> Iterator[Target]:
+    """The same server behind a relay."""
+    command = [sys.executable, str(ROOT / "bench" / "relay.py"), "--upstream", str(target.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Target("engine", process.stdout.readline().strip(), target.model, target.key)
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def worker() -> Iterator[Target]:
     """The built-in model as our server starts it, but with one thread, on a core of its own: a tool that takes more of
     the processor must not slow down what it measures."""
@@ -245,7 +237,7 @@ def program(given: Path | None) -> Path:
 
 
 def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path) -> list[tuple[Figures, Figures]]:
-    """Pairs (ours, guidellm's), one a repetition, in alternating order or together."""
+    """Pairs (ours, guidellm's), one a repetition, in alternating order."""
     pairs: list[tuple[Figures, Figures]] = []
     for number in range(given.repetitions):
 
@@ -253,9 +245,7 @@ def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path
             return Work(server, parallel, texts(given.requests, server.name, parallel, number, name))
 
         wait_until_idle()
-        if given.together:
-            mine, other = both(work("guidellm"), tool)
-        elif number % 2:
+        if number % 2:
             other = theirs(work("guidellm"), tool)
             wait_until_idle()
             mine = ours(work("ours"))
@@ -269,8 +259,8 @@ def compare(server: Server, parallel: int, given: argparse.Namespace, tool: Path
     return pairs
 
 
-def table(server: Server, parallel: int, pairs: list[tuple[Figures, Figures]]) -> tuple[str, bool]:
-    """Lines to print, and whether all that is judged agrees."""
+def table(server: Server, parallel: int, pairs: list[tuple[Figures, Figures]]) -> tuple[str, bool, bool]:
+    """Lines to print, whether all that is judged agrees, and whether ours agrees with the wire."""
     lines = [f"\n{server.name}, {parallel} in flight, {len(pairs)} repetitions: median (lowest to highest)"]
     agrees = True
     for what in pairs[0][0]:
@@ -280,7 +270,12 @@ def table(server: Server, parallel: int, pairs: list[tuple[Figures, Figures]]) -
         agrees &= held or what not in JUDGED
         verdict = ("agrees" if held else "DOES NOT AGREE") if what in JUDGED else ""
         lines.append(f"  {what:15} ours {_spread(mine)}  guidellm {_spread(other)}  ratio {_spread(ratios)}  {verdict}")
-    return "\n".join(lines), agrees
+    true = True
+    for what in ("ttft_ms", "total_ms"):
+        off = [[pair[side][what] / pair[side][f"wire_{what}"] for pair in pairs] for side in (0, 1)]
+        true &= abs(median(off[0]) - 1) <= WITHIN
+        lines.append(f"  {what} over the wire's own: ours {_spread(off[0])}  guidellm {_spread(off[1])}")
+    return "\n".join(lines), agrees, true
 
 
 def _spread(values: list[float]) -> str:
@@ -294,23 +289,28 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--parallels", default="1,2")
     parser.add_argument("--only", choices=["canned", "engine"])
-    parser.add_argument("--together", action="store_true")
     given = parser.parse_args()
     tool, good, results = program(given.guidellm), True, []
     try:
-        with canned(CANNED_DELAY_MS, CANNED_PACE_MS, 32) as url, worker() as engine:
+        with (
+            canned(CANNED_DELAY_MS, CANNED_PACE_MS, 32) as url,
+            worker() as engine,
+            relayed(Target("engine", url, "canned")) as known,
+            relayed(engine) as real,
+        ):
             servers = [
-                Server("canned", Target("engine", url, "canned"), 32, ignore_eos=False),
-                Server("engine", engine, 192, ignore_eos=True),
+                Server("canned", known, 32, ignore_eos=False),
+                Server("engine", real, 192, ignore_eos=True),
             ]
             for server in servers:
                 for parallel in map(int, given.parallels.split(",")) if given.only in (None, server.name) else ():
                     with on_core(LOAD_CORE):
                         pairs = compare(server, parallel, given, tool)
-                    text, agrees = table(server, parallel, pairs)
+                    text, agrees, true = table(server, parallel, pairs)
                     print(text)
-                    good &= agrees
-                    results.append({"server": server.name, "parallel": parallel, "pairs": pairs})
+                    good &= agrees and true
+                    found = {"agrees": agrees, "agrees_with_the_wire": true, "pairs": pairs}
+                    results.append({"server": server.name, "parallel": parallel, **found})
     except CannotRun as reason:
         sys.exit(f"cannot measure: {reason}")
     OUT.mkdir(exist_ok=True)
