@@ -7,8 +7,9 @@
 A canned server (`canned.py`, a process of its own) tells for each request when it had read it and when it handed the
 first content chunk to its socket. Between these two lies the true TTFT; the generator's TTFT, from the moment at which
 the request left, must be no more than 1 ms longer (median and P99). `late` is how long after its scheduled moment a
-request left: the generator counts that as waiting, because to whoever is scheduled it is. With `--real-time` server
-and generator get the processor before other programs (SCHED_FIFO), so that those are not what is measured.
+request left: the generator counts that as waiting, because to whoever is scheduled it is. Server and generator have a
+core each where there are two; with `--real-time` they get it before other programs (SCHED_FIFO), so that those are not
+what is measured.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import psutil
 import uvloop
 
 import report
+from candidates import LOAD_CORE, PROXY_CORE, on_core
 from sekisho.evaluate.client.exchange import Connections
 from sekisho.evaluate.client.target import Target
 from sekisho.evaluate.speed import load
@@ -50,7 +52,9 @@ def canned(delay_ms: float, pace_ms: float, tokens: int) -> Iterator[str]:
     """The server's address."""
     command = [sys.executable, str(Path(__file__).with_name("canned.py"))]
     command += ["--delay-ms", str(delay_ms), "--pace-ms", str(pace_ms), "--tokens", str(tokens)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with on_core(PROXY_CORE):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip()
@@ -117,7 +121,7 @@ def main() -> None:
     with canned(given.delay_ms, given.pace_ms, given.tokens) as url:
         for number in range(given.runs):
             wait_until_idle()
-            with asyncio.Runner(loop_factory=factory) as runner:
+            with on_core(LOAD_CORE), asyncio.Runner(loop_factory=factory) as runner:
                 figures = runner.run(measure(url, given.rate, given.seconds, given.tokens))
             figures["load_average"] = report.load_average()
             runs.append(figures)

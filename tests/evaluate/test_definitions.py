@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,13 @@ def test_a_share_is_never_rounded_to_all_or_nothing(share: float) -> None:
     if 1e-8 < share < 1 - 1e-8:
         assert text not in ("0%", "100%")
     assert abs(float(text.removesuffix("%")) / 100 - share) <= 0.0005 + 1e-12
+
+
+@pytest.mark.parametrize("share", [sys.float_info.max, int(sys.float_info.max), math.inf])
+def test_a_share_beyond_all_numbers_is_still_told(share: float) -> None:
+    """A threshold somebody wrote with 308 digits is shown as what it is, never an error."""
+    assert quantity(share, "share", "en") == "∞"
+    assert quantity(-share, "share", "ja") == "−∞"
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e14, max_value=1e14))

@@ -251,10 +251,11 @@ def pick(words: Words, language: Language) -> str:
 
 
 def _percent(value: float) -> str:
-    if not math.isfinite(value):
-        return plain_number(value)
+    percent = value * 100.0
+    if not math.isfinite(percent):
+        return plain_number(percent)
     for decimals in range(1, 8):
-        text = f"{value * 100:.{decimals}f}"
+        text = f"{percent:.{decimals}f}"
         if value in (0, 1) or float(text) not in (0.0, 100.0):
             break
     return f"{text.removesuffix('.0')}%".replace("-", "−")
