@@ -6,9 +6,9 @@
 Servers: `canned.py`, whose delay and pace are known, and a llama.cpp worker with the built-in model. A repetition has
 both tools at each server once, in alternating order, with the same number of requests in flight, the same texts and
 the same length of answers; the marks before the texts differ, so that neither finds its prompts in the server's cache.
-Both ask through `relay.py`, which notes what crosses the wire: a tool that takes more of the processor can make a server
-slower, and only the wire knows. Success must agree, and TTFT, total and throughput, each over the wire's own of the same
-turn, within 5 %, by the median over the repetitions. Ours must be within 5 % of the wire as well.
+Both ask through `relay.py`, which notes what crosses the wire: a tool that takes more of the processor can make a
+server slower, and only the wire knows. Success must agree, and TTFT, total and throughput, each over the wire's own of
+the same turn, within 5 %, by the median over the repetitions. Ours must be within 5 % of the wire as well.
 
 Where guidellm means something else: its TPOT has the first token's wait in it (latency / tokens), ours is the time
 after the first token (MLPerf); what we call that is its inter-token latency. Both are printed.
