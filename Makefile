@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 export PYTHONUTF8 := 1
 
-.PHONY: help up down test test-slow test-clients test-openwebui test-gpu test-all lint format bench mini guard docs clean
+.PHONY: help up down test test-slow test-clients test-openwebui test-kv test-gpu test-all lint format bench mini guard docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +27,11 @@ $(VENV)/installed-dev: $(VENV)/installed pyproject.toml
 	@$(PIP) install --editable . --group dev
 	@touch $@
 
+$(VENV)/installed-kv: $(VENV)/installed-dev pyproject.toml
+	@echo 'Installing PyTorch and transformers into $(VENV) ...'
+	@$(PIP) install --editable . --group dev --group kv
+	@touch $@
+
 up: $(VENV)/installed ## Install and start the server with the built-in model; prints address, key and a curl line
 	@$(BIN)/sekisho up --detach
 
@@ -37,19 +42,22 @@ test: $(VENV)/installed-dev ## The test suite, on two processors
 	@$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-dev ## Tests that take more than some seconds
-	@$(RUN) pytest -m slow
+	@$(RUN) pytest -m 'slow and not kv'
 
 test-clients: $(VENV)/installed-dev ## Tests that drive third-party client programs (needs npm for the Codex CLI)
-	@$(RUN) pytest -m client
+	@$(RUN) pytest -m 'client and not kv'
 
 test-openwebui: $(VENV)/installed-dev ## Install Open WebUI (3 GB) and prove the printed settings with it, in a browser too
 	@$(RUN) pytest -m openwebui
 
-test-gpu: $(VENV)/installed-dev ## Tests that need a GPU
+test-kv: $(VENV)/installed-kv ## Tests of the tiered KV cache and the torch engine (installs PyTorch)
+	@$(RUN) pytest -m 'kv and not gpu' -n 2 --dist loadfile
+
+test-gpu: $(VENV)/installed-kv ## Tests that need a GPU
 	@$(RUN) pytest -m gpu
 
-test-all: $(VENV)/installed-dev ## Everything that can run here
-	@$(RUN) pytest -m 'not gpu and not openwebui'
+test-all: $(VENV)/installed-dev ## Everything that can run here without PyTorch
+	@$(RUN) pytest -m 'not gpu and not openwebui and not kv'
 
 lint: $(VENV)/installed-dev ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

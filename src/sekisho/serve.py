@@ -1,7 +1,8 @@
 """The wiring: settings become a supervisor with its children, and in the gateway's process a running gateway.
 
 sekisho up  ->  supervise  ->  Supervisor  ->  `python -m sekisho.serve gateway`  ->  Gateway in uvicorn
-                                           ->  `python -m sekisho.engines.llama_worker`, one a local model
+                                           ->  `python -m sekisho.engines.llama_worker` or `….torch_worker`, one a
+                                               local model
 """
 
 import argparse
@@ -20,7 +21,7 @@ import msgspec
 from sekisho import __version__
 from sekisho.core.clock import SystemClock
 from sekisho.core.errors import EngineUnavailable
-from sekisho.engines import llama_worker
+from sekisho.engines import registry, worker_process
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.child import EXIT_CONFIGURATION, die_with_parent
@@ -186,10 +187,10 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback
 def make_plan(home: Home, settings: Settings) -> Plan:
     workers = {
         model.name: Worker(
-            f"http://127.0.0.1:{llama_worker.free_port()}/v1", str(home.logs / f"engine-{_slug(model)}.log")
+            f"http://127.0.0.1:{worker_process.free_port()}/v1", str(home.logs / f"engine-{_slug(model)}.log")
         )
         for model in settings.models
-        if model.engine == "llama_cpp"
+        if model.has_worker
     }
     if os.environ.get("DATABASE_URL"):  # may hold a password: the gateway reads it from its own environment
         settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=None))
@@ -205,7 +206,7 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
 
     # Stopped first, with time to drain; the engines it drains into come after it.
     grace_s = plan.settings.gateway.drain_timeout_s + 10.0
-    key = llama_worker.environment(llama_worker.new_key())
+    key = worker_process.environment(worker_process.new_key())
     argv = (sys.executable, "-m", "sekisho.serve", "gateway", "--home", str(home.path))
     logs, log_path = plan.settings.logs, home.logs / "gateway.log"
     children = [ChildSpec("gateway", argv, log_path, key, stop_order=0, grace_s=grace_s, logs=logs, logs_by_kind=True)]
@@ -213,7 +214,7 @@ def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
         worker = plan.workers.get(model.name)
         if worker is not None:
             port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
-            command = llama_worker.argv(model, port)
+            command = registry.WORKERS[model.engine](model, port)
             name = f"engine-{_slug(model)}"
             children.append(ChildSpec(name, command, Path(worker.log_path), key, stop_order=1, logs=logs))
     return children
@@ -282,7 +283,6 @@ async def _until_ready(supervisor: "Supervisor", config: GatewayConfig) -> tuple
 def build_gateway(home: Home, plan: Plan) -> "Gateway":
     """Puts the gateway together. Opens nothing yet."""
     from sekisho.console.assets import SECURITY_HEADERS, asset
-    from sekisho.engines import registry
     from sekisho.gateway import page
     from sekisho.gateway.app import Gateway
     from sekisho.gateway.guarding import Guarding
@@ -296,7 +296,7 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
 
     settings = plan.settings
     config = settings.gateway
-    worker_key = os.environ.get(llama_worker.KEY_ENV)
+    worker_key = os.environ.get(worker_process.KEY_ENV)
     entries = []
     for model in settings.models:
         worker = plan.workers.get(model.name)

@@ -1,21 +1,26 @@
-"""Engines to test against: a server process that misbehaves on demand, and llama.cpp with a tiny random model."""
+"""Engines to test against: a server process that misbehaves on demand, llama.cpp with a tiny random model, and the
+torch engine with another one."""
 
 import asyncio
 import contextlib
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 import gguf
 import numpy as np
 import pytest
 
-from sekisho.engines import lifeline, llama_worker
+from sekisho.engines import lifeline, llama_worker, torch_worker, worker_process
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.llama_cpp import LlamaCppEngine
+from sekisho.engines.torch_engine import TorchEngine
+from sekisho.engines.worker_engine import WorkerEngine
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -121,10 +126,12 @@ def llama_worker_address(
         yield f"http://127.0.0.1:{port}/v1", key, log
 
 
+Worker = TypeVar("Worker", bound=WorkerEngine)
+
+
 @contextlib.asynccontextmanager
-async def _ready(config: ModelConfig, url: str, key: str, log: Path) -> AsyncIterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(config, url, api_key=key, log_path=log)
-    async with asyncio.timeout(30):
+async def _ready(engine: Worker) -> AsyncIterator[Worker]:
+    async with asyncio.timeout(200):
         while (health := await engine.health()).state != "ready":
             assert health.state in ("starting", "down"), health
             await asyncio.sleep(0.05)
@@ -137,7 +144,8 @@ def open_llama(
     llama_worker_address: tuple[str, str, Path], llama_config: ModelConfig
 ) -> Callable[[], contextlib.AbstractAsyncContextManager[LlamaCppEngine]]:
     """Opens the engine in front of the worker, ready."""
-    return lambda: _ready(llama_config, *llama_worker_address)
+    url, key, log = llama_worker_address
+    return lambda: _ready(LlamaCppEngine(llama_config, url, api_key=key, log_path=log))
 
 
 @pytest.fixture
@@ -145,6 +153,84 @@ async def llama(
     open_llama: Callable[[], contextlib.AbstractAsyncContextManager[LlamaCppEngine]],
 ) -> AsyncIterator[LlamaCppEngine]:
     async with open_llama() as engine:
+        yield engine
+
+
+def write_tiny_folder(folder: Path) -> Path:
+    """A model folder of random weights with grouped query heads, and a tokenizer of bytes and a few words."""
+    torch = pytest.importorskip("torch", reason="needs the extra kv: pip install 'sekisho[kv]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that transformers loads where it finds them
+        pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
+        import tokenizers
+        import transformers
+        from transformers import LlamaForCausalLM
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>"]
+    vocabulary = {token: number for number, token in enumerate([*special, *letters, "th", "the", "lo"])}
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("t", "h"), ("th", "e"), ("l", "o")]))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = tokenizers.decoders.ByteLevel()
+    plain.add_special_tokens(special)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(11)
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+        eos_token_id=1,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture(scope="session")
+def torch_config(tiny_folder: Path) -> ModelConfig:
+    return ModelConfig(
+        "m", engine="torch", path=str(tiny_folder), context=CONTEXT, slots=8, embeddings=True, threads=1, devices="cpu"
+    )
+
+
+@pytest.fixture(scope="session")
+def torch_worker_address(
+    torch_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str, Path]]:
+    """A running worker: its address, its key, its log."""
+    port, key = worker_process.free_port(), worker_process.new_key()
+    log = tmp_path_factory.mktemp("logs") / "worker.log"
+    with Process(torch_worker.argv(torch_config, port), env=worker_process.environment(key), log=log):
+        yield f"http://127.0.0.1:{port}/v1", key, log
+
+
+@pytest.fixture
+def open_torch(
+    torch_worker_address: tuple[str, str, Path], torch_config: ModelConfig
+) -> Callable[[], contextlib.AbstractAsyncContextManager[TorchEngine]]:
+    """Opens the engine in front of the worker, ready."""
+    url, key, log = torch_worker_address
+    return lambda: _ready(TorchEngine(torch_config, url, api_key=key, log_path=log))
+
+
+@pytest.fixture
+async def torch_engine(
+    open_torch: Callable[[], contextlib.AbstractAsyncContextManager[TorchEngine]],
+) -> AsyncIterator[TorchEngine]:
+    async with open_torch() as engine:
         yield engine
 
 

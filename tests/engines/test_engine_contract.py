@@ -1,4 +1,4 @@
-"""What every engine promises (`engines.base`), on each of them: in process, over HTTP, and through llama.cpp."""
+"""What every engine promises (`engines.base`), on each of them: in process, over HTTP, through llama.cpp and torch."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +14,7 @@ from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
 from sekisho.engines.llama_cpp import LlamaCppEngine
 from sekisho.engines.openai_http import OpenAiHttpEngine
+from sekisho.engines.torch_engine import TorchEngine
 
 CONTEXT = 8192  # of the tiny model
 
@@ -40,7 +41,9 @@ class Subject(msgspec.Struct):
     busy: Callable[[], Awaitable[int]]
 
 
-@pytest.fixture(params=["fake", "openai_http", "llama_cpp"])
+@pytest.fixture(
+    params=["fake", "openai_http", "llama_cpp", pytest.param("torch", marks=[pytest.mark.kv, pytest.mark.timeout(300)])]
+)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     if request.param == "llama_cpp":
         async with request.getfixturevalue("open_llama")() as llama:
@@ -50,6 +53,15 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
             endless = Sampling(max_tokens=CONTEXT - 100, ignore_eos=True)
             yield Subject(llama, say("hello", sampling=endless), slots)
+    elif request.param == "torch":
+        async with request.getfixturevalue("open_torch")() as torch:
+
+            async def admitted() -> int:
+                state = await torch.kv_state()
+                return int(state["running"]) + int(state["prefilling"])
+
+            endless = Sampling(max_tokens=CONTEXT - 100, ignore_eos=True)
+            yield Subject(torch, say("hello", sampling=endless), admitted)
     elif request.param == "fake":
         fake = FakeEngine(ModelConfig("m", engine="fake"))
 
@@ -214,7 +226,7 @@ async def test_closing_twice_is_harmless(subject: Subject) -> None:
     assert (await subject.engine.health()).state == "ready"
 
 
-@pytest.mark.parametrize("engine_class", [OpenAiHttpEngine, LlamaCppEngine])
+@pytest.mark.parametrize("engine_class", [OpenAiHttpEngine, LlamaCppEngine, TorchEngine])
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid:80"])
 async def test_nobody_there_is_unavailable(engine_class: type[OpenAiHttpEngine], host: str) -> None:
     """A refused connection and an unknown host are 503 with `Retry-After`, and `health` says down without raising."""

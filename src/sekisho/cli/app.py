@@ -17,6 +17,7 @@ from sekisho.cli import (
     gate,
     guard,
     keys,
+    kv,
     models,
     rubric,
     scorecard,
@@ -63,6 +64,7 @@ gate.register(app)
 bench.register(app)
 continuity.register(app)
 app.add_typer(rubric.app, name="rubric")
+app.add_typer(kv.app, name="kv")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(scorecard.app, name="scorecard")
 version.register(app)

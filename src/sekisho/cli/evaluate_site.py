@@ -91,7 +91,7 @@ def restarter(place: "Home", found: Found, command: str | None) -> "tuple[cold.R
         except ValueError as error:
             raise CommandFailed(f"--restart-command: {error}", exit_code=USAGE) from error
         return cold.by_command(argv, found.outermost), ""
-    if found.model is not None and found.model.engine == "llama_cpp":
+    if found.model is not None and found.model.has_worker:
         return cold.by_our_door(partial(restart_engine, place, found.model.name)), ""
     return None, "the engine is not started by this server: name the command that restarts it with --restart-command"
 
@@ -101,7 +101,7 @@ def cards_of(place: "Home", found: Found) -> "Cards | None":
     from sekisho.evaluate.gpu_check import measure_restart
     from sekisho.ops.gpu_sample import read_gpus
 
-    if found.model is None or found.model.engine != "llama_cpp" or not read_gpus().gpus:
+    if found.model is None or not found.model.has_worker or not read_gpus().gpus:
         return None
     return partial(measure_restart, place, found.model.name)
 
@@ -143,7 +143,7 @@ def _engine(place: "Home", line: "ModelConfig") -> "Target | None":
     from sekisho.evaluate.client.target import Key, Target
     from sekisho.ops.engine_door import engine_door
 
-    if line.engine == "llama_cpp":
+    if line.has_worker:
         door = asyncio.run(engine_door(place, line.name))
         return Target("engine", door.url, line.name, Key(door.key.reveal()))
     if line.engine == "openai_http" and line.url is not None:
@@ -173,4 +173,4 @@ def _file(line: "ModelConfig | None") -> Path | None:
     if line is None or line.path is None:
         return None
     path = builtin.path() if line.path == "builtin" else Path(line.path).expanduser()
-    return path if os.access(path, os.R_OK) else None
+    return path if path.is_file() and os.access(path, os.R_OK) else None

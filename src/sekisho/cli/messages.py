@@ -2,6 +2,7 @@
 
 from sekisho.cli.evaluate_messages import TABLE as EVALUATE
 from sekisho.cli.gate_messages import TABLE as GATES
+from sekisho.cli.kv_messages import TABLE as KV
 from sekisho.cli.rubric_messages import TABLE as RUBRIC
 from sekisho.cli.scorecard_messages import TABLE as SCORECARD
 
@@ -281,6 +282,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "gpus_busy": ("busy", "稼働率"),
     **EVALUATE,
     **GATES,
+    **KV,
     **RUBRIC,
     **SCORECARD,
 }

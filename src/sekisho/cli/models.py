@@ -43,7 +43,7 @@ def listing(
     ]
     out.json({"models": models, **({"catalogue": entries} if catalogue else {})})
     rows = [
-        (model.name, model.engine, _source(model), model.context if model.engine == "llama_cpp" else None, model.slots)
+        (model.name, model.engine, _source(model), model.context if model.has_worker else None, model.slots)
         for model in settings.models
     ]
     out.table(out.columns("name", "engine", "source", "context", "slots"), rows)
@@ -61,9 +61,10 @@ def _aliases(aliases: dict[str, str], name: str) -> list[str]:
 
 def _present(model: "ModelConfig") -> bool | None:
     """Whether the file is there; None where no file is needed."""
-    if model.engine != "llama_cpp" or model.path is None or model.path == "builtin":
+    if not model.has_worker or model.path is None or model.path == "builtin":
         return None
-    return Path(model.path).expanduser().is_file()
+    path = Path(model.path).expanduser()
+    return path.is_file() or (model.engine == "torch" and path.is_dir())
 
 
 def _source(model: "ModelConfig") -> str:

@@ -1,10 +1,13 @@
 """Settings of the `engines:` part of sekisho.yaml."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+from sekisho.kv.policy import KVPolicy
+
 BUILTIN_CONTEXT = 2048
+WORKER_ENGINES: Final = frozenset({"llama_cpp", "torch"})  # run in processes that the supervisor starts
 Thinking = Literal["marked", "opened", "unknown", "channels"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -14,14 +17,18 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers`
     (-1: all that fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`,
-    `threads`. `openai_http`: `url` (ends in /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots` (how many
-    requests may run there at once). `fake`: for tests. `thinking`: where an answer's text begins. `marked`: in the
-    answer, thoughts stand between marks; `opened`: in a thought that the chat template has opened; `unknown`: one or
-    the other, so that nothing is streamed before it is clear; `channels`: gpt-oss, only its final channel is shown.
+    `threads`. `torch`: `path` (a model folder of Hugging Face's form, a GGUF file, or `builtin`), `context`, `slots`,
+    `devices` (`cpu`, or one card), `chat_template`, `embeddings`, `threads`, `kv` (the policy of the KV cache),
+    `kv_limit_mib` (what the cache may take; None: a share of what is free), and in `options` `dtype` and
+    `prefill_chunk`. `openai_http`: `url` (ends in /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots`
+    (how many requests may run there at once). `fake`: for tests. `thinking`: where an answer's text begins. `marked`:
+    in the answer, thoughts stand between marks; `opened`: in a thought that the chat template has opened; `unknown`:
+    one or the other, so that nothing is streamed before it is clear; `channels`: gpt-oss, only its final channel is
+    shown.
     """
 
     name: str
-    engine: Literal["llama_cpp", "openai_http", "fake"] = "llama_cpp"
+    engine: Literal["llama_cpp", "torch", "openai_http", "fake"] = "llama_cpp"
     path: str | None = None
     context: int = 4096
     slots: int = 4
@@ -33,6 +40,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mmproj: str | None = None
     embeddings: bool = False
     threads: int | None = None
+    kv: KVPolicy | None = None
+    kv_limit_mib: float | None = None
     url: str | None = None
     upstream_model: str | None = None
     api_key_env: str | None = None
@@ -47,3 +56,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """llama.cpp gives the built-in model no more than it was made for: this says so."""
         if self.path == "builtin":
             msgspec.structs.force_setattr(self, "context", min(self.context, BUILTIN_CONTEXT))
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether the supervisor starts this engine."""
+        return self.engine in WORKER_ENGINES

@@ -7,9 +7,7 @@ starting again cannot help. The C++ code may abort at any time: that ends this p
 
 import argparse
 import os
-import secrets
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -20,10 +18,30 @@ import psutil
 
 from sekisho.engines import gguf_header, lifeline
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.worker_process import (
+    EXIT_CONFIGURATION,
+    EXIT_FAILED,
+    KEY_ENV,
+    WorkerError,
+    check_port,
+    environment,
+    free_port,
+    new_key,
+    readable,
+)
 
-KEY_ENV = "SEKISHO_WORKER_KEY"
-EXIT_CONFIGURATION = 78
-EXIT_FAILED = 1
+__all__ = [
+    "EXIT_CONFIGURATION",
+    "EXIT_FAILED",
+    "KEY_ENV",
+    "WorkerError",
+    "argv",
+    "check_port",
+    "environment",
+    "free_port",
+    "main",
+    "new_key",
+]
 BUILTIN = "builtin"
 # Threads of the HTTP server: each connection holds one, idle ones that are kept alive included.
 _HTTP_THREADS_BESIDE_SLOTS = 32
@@ -31,35 +49,10 @@ _SMALL_MODEL_BYTES = 64 * 2**20
 _DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
-class WorkerError(Exception):
-    """One line for the log. `final`: the settings or the file must change first."""
-
-    def __init__(self, message: str, *, final: bool = True) -> None:
-        super().__init__(message)
-        self.final = final
-
-
 def argv(config: ModelConfig, port: int) -> tuple[str, ...]:
     """The command line of a worker."""
     body = msgspec.json.encode(config).decode()
     return (sys.executable, "-m", "sekisho.engines.llama_worker", "--config", body, "--port", str(port))
-
-
-def environment(api_key: str) -> dict[str, str]:
-    """What the worker's environment needs besides the parent's own."""
-    return {KEY_ENV: api_key}
-
-
-def new_key() -> str:
-    """A fresh key for one worker."""
-    return secrets.token_urlsafe(24)
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def model_path(config: ModelConfig) -> Path:
@@ -72,19 +65,11 @@ def model_path(config: ModelConfig) -> Path:
         path = builtin.path()
     else:
         path = Path(config.path).expanduser()
-    _readable(path, "model file")
+    readable(path, "model file")
     problem = gguf_header.problem(path)
     if problem is not None:
         raise WorkerError(f"{path}: {problem}")
     return path
-
-
-def _readable(path: Path, what: str) -> None:
-    try:
-        with path.open("rb"):
-            return
-    except OSError as error:
-        raise WorkerError(f"{what} {path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def check_memory(path: Path, config: ModelConfig) -> None:
@@ -108,15 +93,6 @@ def _show_devices(config: ModelConfig) -> None:
     """Narrows the accelerators that llama.cpp will see; must come before it is loaded."""
     if config.devices is not None:
         os.environ.update(dict.fromkeys(_DEVICE_ENVS, config.devices))
-
-
-def check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise WorkerError(f"port {port} on 127.0.0.1 is taken ({error.strerror})", final=False) from None
 
 
 def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
@@ -145,11 +121,11 @@ def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
     params.use_jinja = True
     if config.chat_template is not None:
         template = Path(config.chat_template).expanduser()
-        _readable(template, "chat template")
+        readable(template, "chat template")
         params.chat_template = template.read_text(encoding="utf-8")
     if config.mmproj is not None:
         projector = Path(config.mmproj).expanduser()
-        _readable(projector, "mmproj file")
+        readable(projector, "mmproj file")
         params.mmproj.path = str(projector)
     if config.embeddings:
         params.embedding = True

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from sekisho.engines import llama_worker, torch_worker
 from sekisho.engines.base import Engine
 from sekisho.engines.config import ModelConfig
 
@@ -13,6 +14,14 @@ def _llama_cpp(config: ModelConfig, base_url: str | None, api_key: str | None, l
     if base_url is None:
         raise ValueError(f"{config.name}: engine llama_cpp needs the address of a worker that the supervisor started")
     return LlamaCppEngine(config, base_url, api_key=api_key, log_path=log_path)
+
+
+def _torch(config: ModelConfig, base_url: str | None, api_key: str | None, log_path: Path | None) -> Engine:
+    from sekisho.engines.torch_engine import TorchEngine
+
+    if base_url is None:
+        raise ValueError(f"{config.name}: engine torch needs the address of a worker that the supervisor started")
+    return TorchEngine(config, base_url, api_key=api_key, log_path=log_path)
 
 
 def _openai_http(config: ModelConfig, base_url: str | None, api_key: str | None, log_path: Path | None) -> Engine:
@@ -32,9 +41,16 @@ def _fake(config: ModelConfig, base_url: str | None, api_key: str | None, log_pa
 
 ENGINES: dict[str, Callable[[ModelConfig, str | None, str | None, Path | None], Engine]] = {
     "llama_cpp": _llama_cpp,
+    "torch": _torch,
     "openai_http": _openai_http,
     "fake": _fake,
 }
+
+WORKERS: dict[str, Callable[[ModelConfig, int], tuple[str, ...]]] = {
+    "llama_cpp": llama_worker.argv,
+    "torch": torch_worker.argv,
+}
+"""The command line of the worker at a port, for each of `config.WORKER_ENGINES`."""
 
 
 def create(

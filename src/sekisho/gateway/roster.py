@@ -44,7 +44,7 @@ class Entry:
         """As the engine lists it, else as configured where we start the engine ourselves."""
         if self.card is not None and self.card.context_tokens is not None:
             return self.card.context_tokens
-        return self.config.context if self.config.engine == "llama_cpp" else None
+        return self.config.context if self.config.has_worker else None
 
 
 class Roster:
@@ -186,7 +186,7 @@ class Roster:
                     raise
 
     def _patience(self, model: str) -> "_Patience":
-        ours = self.entries[model].config.engine == "llama_cpp"
+        ours = self.entries[model].config.has_worker
         return _Patience(self._restart_wait_s if ours else 0.0)
 
     def _engine(self, turn: Turn) -> EventStream:

@@ -112,13 +112,28 @@ def _check_model(document: Document, model: ModelConfig, here: Path) -> None:
             document.problem(
                 (*here, "url"), "is for the engine `openai_http`", "add `engine: openai_http`", at_key=True
             )
+    if model.engine == "torch":
+        _check_torch(document, model, here)
+    else:
+        for field in ("kv", "kv_limit_mib"):
+            if getattr(model, field) is not None:
+                document.problem((*here, field), "is for the engine `torch`", "remove this line", at_key=True)
     if model.engine == "openai_http":
         _check_upstream(document, model, here)
 
 
+def _check_torch(document: Document, model: ModelConfig, here: Path) -> None:
+    if not model.path:
+        document.problem(here, "`path` is missing", "the folder of the model, or a GGUF file")
+    if model.url is not None:
+        document.problem((*here, "url"), "is for the engine `openai_http`", "remove this line", at_key=True)
+    if model.kv_limit_mib is not None:
+        _in_range(document, (*here, "kv_limit_mib"), model.kv_limit_mib, low=0, above=True)
+
+
 def _check_upstream(document: Document, model: ModelConfig, here: Path) -> None:
     if model.path is not None:
-        document.problem((*here, "path"), "is for the engine `llama_cpp`", "remove this line", at_key=True)
+        document.problem((*here, "path"), "is for engines that run here", "remove this line", at_key=True)
     if not model.url:
         document.problem(here, "`url` is missing", "the engine's address, as in http://127.0.0.1:1234/v1")
     elif _check_web_address(document, (*here, "url"), model.url) and not urlsplit(model.url).path.endswith("/v1"):

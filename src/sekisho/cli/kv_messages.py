@@ -1,0 +1,31 @@
+"""What `kv bench` says, in English and Japanese."""
+
+TABLE: dict[str, tuple[str, str]] = {
+    "kv_no_torch": (
+        "the tiered KV cache needs PyTorch and transformers ({missing} is missing)",
+        "階層 KV キャッシュには PyTorch と transformers が必要です（{missing} がありません）",
+    ),
+    "kv_install": ("pip install 'sekisho[kv]'", "pip install 'sekisho[kv]'"),
+    "kv_bench": ("measured", "計測済み"),
+    "kv_quality": ("Against full precision, {context} tokens:", "全精度との比較、{context} トークン:"),
+    "kv_needles": ("Facts found again:", "埋めた事実の再発見:"),
+    "kv_memory": ("Memory, measured:", "メモリ（実測）:"),
+    "kv_speed": ("A decode step:", "デコード 1 ステップ:"),
+    "kv_absent": ("{part} was not measured: {why}", "{part} は計測していません: {why}"),
+    "kv_written": ("Written to {files}", "{files} に書き出しました"),
+    "kv_cache": ("cache", "キャッシュ"),
+    "kv_share": ("bytes %", "バイト数 %"),
+    "kv_delta": ("ΔPPL %", "ΔPPL %"),
+    "kv_mean": ("mean KL", "平均 KL"),
+    "kv_p99": ("p99 KL", "p99 KL"),
+    "kv_agreement": ("same token %", "一致 %"),
+    "kv_asked": ("asked", "質問の位置"),
+    "kv_recall": ("found", "発見"),
+    "kv_full": ("full precision", "全精度"),
+    "kv_shape": ("model", "モデル"),
+    "kv_tokens": ("tokens", "トークン"),
+    "kv_layers": ("layers", "層"),
+    "kv_megabytes": ("MiB", "MiB"),
+    "kv_step": ("ms", "ミリ秒"),
+    "kv_relative": ("times as fast as", "速度比の基準"),
+}

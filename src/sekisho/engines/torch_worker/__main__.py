@@ -1,0 +1,99 @@
+"""See the package. Ends with its parent; a signal ends it at once, for whoever stops it has let the gateway drain."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from sekisho.engines import lifeline
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.torch_worker import checks
+from sekisho.engines.worker_process import EXIT_CONFIGURATION, EXIT_FAILED, KEY_ENV, WorkerError, check_port
+from sekisho.kv.policy import KVPolicy
+
+# The rest of free memory is for prompts in full precision while they are read, and for everybody else.
+_KV_SHARE: Final = {"cpu": 0.5}
+_KV_SHARE_OF_A_CARD: Final = 0.8
+
+
+async def serve(config: ModelConfig, port: int, api_key: str) -> None:
+    """Answers at once, loads the model meanwhile, and serves until this process ends. Raises `WorkerError`."""
+    checks.check(config)
+    try:
+        from sekisho.engines.torch_worker import model
+        from sekisho.engines.torch_worker.runner import Runner
+        from sekisho.engines.torch_worker.server import Server
+    except ImportError as error:
+        raise WorkerError(f"{error}: the engine torch needs the extra kv: pip install 'sekisho[kv]'") from error
+    server = Server(config, api_key)
+    site = web.AppRunner(server.application(), handler_cancellation=True, access_log=None)
+    await site.setup()
+    await web.TCPSite(site, "127.0.0.1", port).start()
+    policy = config.kv or KVPolicy()
+    loaded = await asyncio.to_thread(model.load, config, policy)
+    if config.kv_limit_mib is not None:
+        limit_bytes = int(config.kv_limit_mib * 2**20)
+    else:
+        share = _KV_SHARE.get(loaded.device.type, _KV_SHARE_OF_A_CARD)
+        limit_bytes = int(share * model.free_bytes(loaded.device))
+    runner = Runner(
+        loaded,
+        policy,
+        slots=config.slots,
+        limit_bytes=limit_bytes,
+        chunk=checks.prefill_chunk(config),
+        publish=server.publish,
+    )
+    _check_room(config, runner.context, loaded.context, limit_bytes)
+    runner.start()
+    server.serve(runner)
+    _say(f"serving {config.name} ({config.path}) on 127.0.0.1:{port}, {loaded.device}, context {runner.context}")
+    await asyncio.Event().wait()
+
+
+def _check_room(config: ModelConfig, context: int, wanted: int, limit_bytes: int) -> None:
+    room = f"{limit_bytes / 2**20:.0f} MiB for the KV cache hold {context} tokens of one sequence"
+    if context < 2:
+        raise WorkerError(f"{config.name}: {room}: raise kv_limit_mib, or free memory")
+    if context < wanted:
+        _say(f"warning: {room}, not {wanted}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sekisho.engines.torch_worker", description=__doc__)
+    parser.add_argument("--config", required=True, help="one ModelConfig as JSON")
+    parser.add_argument("--port", required=True, type=int)
+    options = parser.parse_args(arguments)
+    lifeline.die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    api_key = os.environ.pop(KEY_ENV, "")
+    try:
+        if not api_key:
+            raise WorkerError(f"{KEY_ENV} is not set: a worker without a key would let anybody past the gateway")
+        try:
+            config = msgspec.json.decode(options.config, type=ModelConfig)
+        except msgspec.DecodeError as error:
+            raise WorkerError(f"--config: {error}") from None
+        check_port(options.port)
+        asyncio.run(serve(config, options.port, api_key))
+    except WorkerError as error:
+        sys.stdout.flush()
+        _say(f"error: {error}")
+        code = EXIT_CONFIGURATION if error.final else EXIT_FAILED
+        os._exit(code)  # loading may have left threads behind that would keep the process
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

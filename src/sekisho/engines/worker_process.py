@@ -1,0 +1,55 @@
+"""What the workers, processes of ours that each run one model, have in common: the key that keeps others out, the port,
+and how they end. Trouble is told in one line on standard error; exit code 78 means that starting again cannot help.
+"""
+
+import secrets
+import socket
+from pathlib import Path
+
+KEY_ENV = "SEKISHO_WORKER_KEY"
+EXIT_CONFIGURATION = 78
+EXIT_FAILED = 1
+
+
+class WorkerError(Exception):
+    """One line for the log. `final`: the settings or the file must change first."""
+
+    def __init__(self, message: str, *, final: bool = True) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+def environment(api_key: str) -> dict[str, str]:
+    """What the worker's environment needs besides the parent's own."""
+    return {KEY_ENV: api_key}
+
+
+def new_key() -> str:
+    """A fresh key for one worker."""
+    return secrets.token_urlsafe(24)
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(port: int) -> None:
+    """Raises `WorkerError` where somebody listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise WorkerError(f"port {port} on 127.0.0.1 is taken ({error.strerror})", final=False) from None
+
+
+def readable(path: Path, what: str) -> None:
+    """Raises `WorkerError` with the system's reason where a file cannot be read."""
+    try:
+        with path.open("rb"):
+            return
+    except OSError as error:
+        raise WorkerError(f"{what} {path}: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,408 @@
+"""The worker process of the torch engine, over HTTP, with a tiny random model."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sekisho.core.errors import InvalidRequest, RequestError, UnsupportedParameter
+from sekisho.core.events import Event, Finished, TextDelta, Usage
+from sekisho.core.turn import Image, Message, OutputFormat, Sampling, Text, Tool, ToolCall, ToolChoice, ToolResult, Turn
+from sekisho.engines import lifeline, torch_worker, worker_process
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.torch_engine import TorchEngine
+from sekisho.kv import KVPolicy
+
+pytestmark = [pytest.mark.kv, pytest.mark.timeout(300)]  # PyTorch may take its time to load
+
+GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
+
+
+def say(text: str, sampling: Sampling = GREEDY, **fields: Any) -> Turn:
+    return Turn("turn_1", "chat", "m", messages=(Message("user", (Text(text),)),), sampling=sampling, **fields)
+
+
+async def events(engine: TorchEngine, turn: Turn) -> list[Event]:
+    return [event async for batch in engine.generate(turn) for event in batch]
+
+
+def text(said: list[Event]) -> str:
+    return "".join(event.text for event in said if isinstance(event, TextDelta))
+
+
+# --- starting and ending --------------------------------------------------------------------------------------------
+
+
+def run_worker(config: ModelConfig, *, port: int | None = None, key: str = "k") -> tuple[int, str]:
+    """Runs a worker that is expected to end by itself; its exit code and its last line."""
+    argv = torch_worker.argv(config, port or worker_process.free_port())
+    env = {name: value for name, value in os.environ.items() if name != worker_process.KEY_ENV}
+    if key:
+        env |= worker_process.environment(key)
+    done = subprocess.run(argv, env=env, capture_output=True, timeout=200, check=False)
+    return done.returncode, done.stderr.decode().splitlines()[-1]
+
+
+def changed(tiny: Path, folder: Path, **settings: Any) -> str:
+    """The tiny model's folder with another config.json."""
+    folder.mkdir()
+    for file in tiny.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file)
+    config = json.loads((tiny / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    """A path that leads nowhere: one line with the path, and no second try."""
+    code, line = run_worker(ModelConfig("m", engine="torch", path=str(tmp_path / "none")))
+    assert (code, line) == (78, f"error: model folder {tmp_path / 'none'}: no such file or directory")
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    """A folder of something else is named, with the file that is missing."""
+    code, line = run_worker(ModelConfig("m", engine="torch", path=str(tmp_path)))
+    assert code == 78
+    assert f"{tmp_path}/config.json" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"model_type": "never_heard_of", "architectures": None}, "never_heard_of"),
+        ({"num_hidden_layers": 3}, "weights are missing"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+    ],
+    ids=["unknown architecture", "missing weights", "layers that are no attention"],
+)
+def test_a_model_that_cannot_be_served_is_told(
+    tiny_folder: Path, tmp_path: Path, settings: dict[str, Any], word: str
+) -> None:
+    """One line that says what it is about, exit code 78, before it serves anybody."""
+    code, line = run_worker(ModelConfig("m", engine="torch", path=changed(tiny_folder, tmp_path / "new", **settings)))
+    assert code == 78, line
+    assert line.startswith("error: ")
+    assert word in line
+
+
+def test_weights_that_are_cut_off_are_told(tiny_folder: Path, tmp_path: Path) -> None:
+    """However much of the file came, it is told and not served."""
+    path = changed(tiny_folder, tmp_path / "cut")
+    weights = Path(path) / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes((tiny_folder / "model.safetensors").read_bytes()[:5000])
+    code, line = run_worker(ModelConfig("m", engine="torch", path=path))
+    assert code == 78, line
+    assert "cannot be loaded" in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"options": {"prefil_chunk": 8}}, "prefil_chunk"),
+        ({"options": {"prefill_chunk": 0}}, "options.prefill_chunk"),
+        ({"options": {"dtype": "int4"}}, "options.dtype"),
+        ({"devices": "toaster"}, "devices"),
+        ({"kv_limit_mib": 0.01}, "kv_limit_mib"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told(tiny_folder: Path, fields: dict[str, Any], word: str) -> None:
+    """The line names the setting."""
+    code, line = run_worker(ModelConfig("m", engine="torch", path=str(tiny_folder), **fields))
+    assert code == 78
+    assert word in line
+
+
+def test_a_worker_without_a_key_or_a_port_does_not_start(tiny_folder: Path) -> None:
+    """No key would be a way round the gateway; a taken port may be free later."""
+    config = ModelConfig("m", engine="torch", path=str(tiny_folder))
+    code, line = run_worker(config, key="")
+    assert code == 78
+    assert worker_process.KEY_ENV in line
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, line = run_worker(config, port=port)
+    assert code == 1
+    assert line.startswith(f"error: port {port} on 127.0.0.1 is taken")
+
+
+async def started(config: ModelConfig, log: Path) -> tuple[asyncio.subprocess.Process, TorchEngine]:
+    port = worker_process.free_port()
+    with log.open("wb") as errors:
+        child = await asyncio.create_subprocess_exec(
+            *torch_worker.argv(config, port),
+            stdin=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | worker_process.environment("k") | lifeline.environment(),
+        )
+    engine = TorchEngine(config, f"http://127.0.0.1:{port}/v1", api_key="k", log_path=log)
+    async with asyncio.timeout(200):
+        while (health := await engine.health()).state != "ready":
+            assert child.returncode is None, health
+            await asyncio.sleep(0.02)
+    return child, engine
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["signal", "parent"])
+async def test_the_worker_ends_on_a_signal_and_with_its_parent(
+    torch_config: ModelConfig, tmp_path: Path, told: bool
+) -> None:
+    """SIGTERM ends it at once; so does the end of its lifeline."""
+    child, engine = await started(torch_config, tmp_path / "log")
+    assert child.stdin is not None
+    if told:
+        child.send_signal(signal.SIGTERM)
+    else:
+        child.stdin.close()
+    assert await asyncio.wait_for(child.wait(), 5) == (-signal.SIGTERM if told else 0)
+    await engine.close()
+
+
+PICKY_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
+    "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+async def test_a_gguf_is_served_too(tiny_gguf: Path, tmp_path: Path) -> None:
+    """A GGUF file with its own tokenizer, under a limit that shortens the context, and with a template that takes
+    instructions at the beginning only: later ones are told as the user's, as for every engine."""
+    template = tmp_path / "picky.jinja"
+    template.write_text(PICKY_TEMPLATE)
+    config = ModelConfig(
+        "m", engine="torch", path=str(tiny_gguf), context=8192, threads=1, kv_limit_mib=4, chat_template=str(template)
+    )
+    child, engine = await started(config, tmp_path / "log")
+    try:
+        said = await events(engine, say("hello"))
+        assert said[-1] == Finished("length")
+        (model,) = await engine.models()
+        assert model.context_tokens is not None
+        assert 100 < model.context_tokens < 8192
+        assert "hold" in (tmp_path / "log").read_text()
+        late = Message("developer", (Text("be kind"),))
+        turn = Turn("turn_1", "chat", "m", messages=(*say("hello").messages, late), sampling=GREEDY)
+        assert (await events(engine, turn))[-1] == Finished("length")
+    finally:
+        await engine.close()
+        child.kill()
+        await child.communicate()
+
+
+def test_nobody_but_the_worker_loads_torch() -> None:
+    """Server, gateway, command line and the engine itself get by without torch and transformers, though they are
+    installed."""
+    modules = "sekisho.serve, sekisho.gateway.app, sekisho.cli, sekisho.engines.registry, sekisho.engines.torch_engine"
+    code = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'numba'}} & set(sys.modules)))"
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- serving --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def session(torch_engine: TorchEngine, torch_worker_address: tuple[str, str, Path]) -> AsyncIterator[Any]:
+    """A client with the key, for what the engine would not send."""
+    url, key, _ = torch_worker_address
+    root = url.removesuffix("/v1")
+    async with aiohttp.ClientSession(root, headers={"Authorization": f"Bearer {key}"}) as client:
+        yield client
+
+
+async def test_the_worker_answers_nobody_without_the_key(
+    torch_engine: TorchEngine, torch_worker_address: tuple[str, str, Path]
+) -> None:
+    """401 from every route, known or not; `/health` alone tells everybody that the model is there."""
+    root = torch_worker_address[0].removesuffix("/v1")
+    routes = [("GET", "/v1/models"), ("GET", "/kv"), ("PUT", "/kv/policy"), ("POST", "/tokenize"), ("GET", "/other")]
+    routes += [("POST", f"/v1/{each}") for each in ("chat/completions", "completions", "embeddings")]
+    routes += [("POST", "/v1/chat/completions/input_tokens")]
+    async with aiohttp.ClientSession(root) as client:
+        for method, path in routes:
+            for headers in ({}, {"Authorization": "Bearer wrong"}):
+                async with client.request(method, path, headers=headers, json={}) as answer:
+                    assert answer.status == 401, path
+        async with client.get("/health") as answer:
+            assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+async def test_eight_streams_through_the_worker_say_what_each_says_alone(
+    torch_config: ModelConfig, torch_worker_address: tuple[str, str, Path], torch_engine: TorchEngine
+) -> None:
+    """Streamed or whole, long or short, all at once: greedy texts are those that came one by one."""
+    turns = [say("one two " * (1 + 20 * each), stream=each % 2 == 0) for each in range(8)]
+    alone = [text(await events(torch_engine, turn)) for turn in turns]
+    together = await asyncio.gather(*(events(torch_engine, turn) for turn in turns))
+    assert [text(each) for each in together] == alone
+    assert len(set(alone)) > 4
+
+
+async def test_a_stream_holds_no_half_characters(session: aiohttp.ClientSession) -> None:
+    """Each frame is JSON, in the order role, text, reason, usage; the model's bytes that are no text come as
+    replacement characters only where it really ended or went on with something else."""
+    body = {"messages": [{"role": "user", "content": "漢字"}], "max_tokens": 60, "seed": 3, "stream": True}
+    body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
+    async with session.post("/v1/chat/completions", json=body) as answer:
+        frames = [line.removeprefix("data: ") for line in (await answer.text()).split("\n\n") if line]
+    assert frames[-1] == "[DONE]"
+    first, *middle, last, usage = [json.loads(frame) for frame in frames[:-1]]
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert all(frame["choices"][0]["finish_reason"] is None for frame in middle)
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert usage["usage"]["completion_tokens"] == 60
+    assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    whole = "".join(frame["choices"][0]["delta"].get("content", "") for frame in middle)
+    async with session.post("/v1/chat/completions", json=body | {"stream": False}) as answer:
+        assert (await answer.json())["choices"][0]["message"]["content"] == whole
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_logprobs_reach_the_caller(torch_engine: TorchEngine, stream: bool) -> None:
+    """One entry a token, each with as many alternatives as were asked for, in chat and in raw completions."""
+    sampling = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=True, top_logprobs=2)
+    raw = Turn("turn_1", "completions", "m", prompts=("once",), sampling=sampling, stream=stream)
+    for turn in (say("hello", sampling, stream=stream), raw):
+        noted = [
+            each
+            for event in await events(torch_engine, turn)
+            if isinstance(event, TextDelta)
+            for each in event.logprobs
+        ]
+        assert len(noted) == 6
+        # The old form is a table by text: two tokens that are parts of characters look the same there.
+        assert all(1 <= len(each.top_logprobs) <= 2 and each.logprob <= 0 for each in noted)
+
+
+async def test_stop_strings_and_their_names_reach_the_caller(torch_engine: TorchEngine) -> None:
+    """The text ends before the stop string, and the end names it."""
+    whole = text(await events(torch_engine, say("hello")))
+    stop = whole[4:7]
+    sampling = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True, stop=(stop,))
+    for stream in (True, False):
+        said = await events(torch_engine, say("hello", sampling, stream=stream))
+        assert text(said) == whole[: whole.index(stop)]
+        assert said[-1] == Finished("stop", stop_sequence=stop)
+
+
+async def test_tokens_may_be_a_prompt(torch_engine: TorchEngine) -> None:
+    """Ids of tokens are taken as they are, and counted."""
+    turn = Turn("turn_1", "completions", "m", prompts=((7, 8, 9),), sampling=GREEDY)
+    said = await events(torch_engine, turn)
+    assert [each.input_tokens for each in said if isinstance(each, Usage)] == [3]
+    assert await torch_engine.count_tokens(turn) == 3
+
+
+async def test_a_tools_result_reaches_the_template(torch_engine: TorchEngine) -> None:
+    """A conversation with a call and its result is answered; a call cannot be forced."""
+    tool = Tool("weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}})
+    call = Message("assistant", (ToolCall("c1", "weather", '{"city": "Kyoto"}'),))
+    result = Message("tool", (ToolResult("c1", (Text("rain"),)),))
+    turn = Turn("turn_1", "chat", "m", messages=(*say("?").messages, call, result), tools=(tool,), sampling=GREEDY)
+    assert text(await events(torch_engine, turn))
+    forced = Turn("turn_1", "chat", "m", messages=say("?").messages, tools=(tool,), tool_choice=ToolChoice("required"))
+    with pytest.raises(RequestError, match="tool_choice"):
+        await events(torch_engine, forced)
+
+
+async def test_what_the_engine_cannot_do_is_the_callers_error(torch_engine: TorchEngine) -> None:
+    """Schemas and pictures are refused with the reason, before any event."""
+    schema = OutputFormat("json_schema", "answer", {"type": "object"})
+    with pytest.raises(InvalidRequest, match="schema"):
+        await events(torch_engine, say("hi", format=schema))
+    picture = Message("user", (Text("what is this"), Image("data:image/png;base64,AAAA")))
+    with pytest.raises(UnsupportedParameter, match="images"):
+        await events(torch_engine, Turn("turn_1", "chat", "m", messages=(picture,)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"logit_bias": {"word": 1}}, "logit_bias"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
+        ({"grammar": "root ::= x"}, "grammar"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"content": "no role"}]}, "messages"),
+    ],
+)
+async def test_a_field_that_cannot_be_is_named(
+    session: aiohttp.ClientSession, fields: dict[str, Any], param: str
+) -> None:
+    """400 with the name of the field."""
+    body = {"messages": [{"role": "user", "content": "hi"}]} | fields
+    async with session.post("/v1/chat/completions", json=body) as answer:
+        told = (await answer.json())["error"]
+    assert (answer.status, told["param"], told["type"]) == (400, param, "invalid_request_error")
+
+
+async def test_an_address_that_is_none_is_told(session: aiohttp.ClientSession) -> None:
+    """404 and 405 in OpenAI's form, too."""
+    for method, path, status in (("GET", "/v1/nothing", 404), ("PUT", "/v1/models", 405)):
+        async with session.request(method, path) as answer:
+            assert answer.status == status
+            assert (await answer.json())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"messages": 5}', b'{"messages": [{"role": "user"}], "top_k": "x"}']
+)
+async def test_a_body_that_is_none_is_told(session: aiohttp.ClientSession, body: bytes) -> None:
+    """No traceback for what cannot be read: 400 in OpenAI's form."""
+    async with session.post("/v1/chat/completions", data=body) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["message"]
+
+
+async def test_the_policy_changes_while_it_serves(torch_engine: TorchEngine) -> None:
+    """Named fields change and are told, old and new; what is wrong is refused with its name and changes nothing; open
+    streams go on."""
+    turn = say("word " * 300, Sampling(max_tokens=200, temperature=0.0, ignore_eos=True), stream=True)
+    stream = torch_engine.generate(turn)
+    await anext(stream)
+    before = await torch_engine.kv_state()
+    assert before["running"] == 1
+    assert before["tokens"] > 1000
+    told = await torch_engine.change_kv_policy({"budget": 0.15, "level_thresholds": {"L1_int8": 0.9}})
+    assert told["changed"]["budget"] == [KVPolicy().budget, 0.15]
+    assert told["policy"]["level_thresholds"] == {"L1_int8": 0.9, "L2_int4": 0.5, "L3_evict": 0.3}
+    after = await torch_engine.kv_state()
+    assert after["cache"]["bytes_used"] < before["cache"]["bytes_used"]
+    for wrong, field in (({"budget": 7}, "budget"), ({"level_thresholds": {"L1_int8": 3}}, "level_thresholds.L1_int8")):
+        with pytest.raises(RequestError) as caught:
+            await torch_engine.change_kv_policy({"recent_window": 32, **wrong})
+        assert caught.value.param == field
+    with pytest.raises(RequestError, match="bugdet"):
+        await torch_engine.change_kv_policy({"bugdet": 0.5})
+    assert (await torch_engine.kv_state())["policy"] == told["policy"]
+    rest = [event async for batch in stream for event in batch]
+    assert rest[-1] == Finished("length")
+    old = before["policy"]
+    assert (await torch_engine.change_kv_policy(old))["policy"] == old
+
+
+async def test_counts_follow_the_template(torch_engine: TorchEngine) -> None:
+    """Token counts include what the template makes of system messages."""
+    short = say("hi")
+    long = Turn("turn_1", "chat", "m", messages=(Message("system", (Text("be kind"),)), *short.messages))
+    assert await torch_engine.count_tokens(long) > await torch_engine.count_tokens(short)
