@@ -71,12 +71,14 @@ def permitted(mass: float, now: int, restorable: bool, policy: KVPolicy) -> list
                 continue
         can.append(form_id)
         least = place == len(policy.ladder)
-        if form_id == DENSE.id:
+        if policy.budget is not None:
+            fits = form_id != EVICTED or score < limits.L3_evict
+        elif form_id == DENSE.id:
             fits = score >= limits.L1_int8
         elif form_id == EVICTED:
             fits = score < limits.L3_evict
         elif least:
-            fits = not (policy.evict and policy.budget is None and score < limits.L3_evict)
+            fits = not (policy.evict and score < limits.L3_evict)
         else:
             eight = min(FORMATS[form_id].key_bits, FORMATS[form_id].value_bits) == 8
             fits = score >= (limits.L2_int4 if eight else limits.L3_evict)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sekisho.kv.clock import Clock
 from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, decode_pages, encode_pages, layout
+from sekisho.kv.kernels import encoder_for
 from sekisho.kv.plan import LEVELS, Pages, importance, levels, plan
 from sekisho.kv.policy import KVPolicy
 from sekisho.kv.pool import PagePool
@@ -292,7 +293,8 @@ class PageTable:
                 keys, values = transform.stored(keys, values, places[:, :2])
             if form_id not in self._pools:
                 self._pools[form_id] = self._new_pool(form_id, self.device)
-            return self._pools[form_id].put(encode_pages(keys, values, FORMATS[form_id]))
+            encode = encode_pages if form_id == DENSE.id else encoder_for(keys.device)
+            return self._pools[form_id].put(encode(keys, values, FORMATS[form_id]))
 
     @staticmethod
     def _share(pool: PagePool, slots: Tensor, sharers: Tensor) -> Tensor:

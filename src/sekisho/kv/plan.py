@@ -137,10 +137,14 @@ def _reachable(pages: Pages, ids: tuple[int, ...]) -> Tensor:
 
 
 def _within(score: Tensor, ids: tuple[int, ...], policy: KVPolicy) -> Tensor:
-    """(B, H, P, choices): what the thresholds allow."""
+    """(B, H, P, choices): what the thresholds allow. With a budget they say only what may be evicted."""
     limits = policy.level_thresholds
     last = len(policy.ladder)  # index of the least quantised format in ids
     allowed = torch.ones(*score.shape, len(ids), dtype=torch.bool, device=score.device)
+    if policy.budget is not None:
+        if policy.evict:
+            allowed[..., -1] = score < limits.L3_evict
+        return allowed
     allowed[..., 0] = score >= limits.L1_int8
     for index, step in enumerate(policy.ladder, start=1):
         if index < last:
@@ -148,8 +152,7 @@ def _within(score: Tensor, ids: tuple[int, ...], policy: KVPolicy) -> Tensor:
             allowed[..., index] = score >= least
     if policy.evict:
         allowed[..., -1] = score < limits.L3_evict
-        if policy.budget is None:
-            allowed[..., last] = score >= limits.L3_evict
+        allowed[..., last] = score >= limits.L3_evict
     return allowed
 
 

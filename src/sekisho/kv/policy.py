@@ -4,8 +4,8 @@ The fields and their bounds are those of the agent's policy (`kv.*`); `level_thr
 
     importance = 0.5 + log10(a page's attention mass / the mass of an average page) / 4, cut to 0 … 1
 
-so that 0.5 is an average page, 0.7 has six times that, 0.3 a sixth. With a `budget` the thresholds bound what the
-budget may do: below `L2_int4` a page never lies in eight bits, below `L3_evict` only with the fewest bits (or nowhere).
+so that 0.5 is an average page, 0.7 has six times that, 0.3 a sixth. They decide where there is no `budget`. With one,
+the least loss for the bytes decides, and the thresholds only say what may be evicted.
 """
 
 from collections.abc import Mapping
