@@ -267,11 +267,13 @@ class PageTable:
         stay as they are."""
         with self.clock.measure("planning"):
             at_hand = fresh | (self.formats == DENSE.id) | (self.copies != _NOWHERE)
-            tables = (each[rows][:, :, span] for each in (self.formats, self.mass, self.settled, at_hand))
+            formats, mass, settled, reach = (
+                each[rows][:, :, span] for each in (self.formats, self.mass, self.settled, at_hand)
+            )
             last = torch.tensor(self.counts, dtype=torch.int64, device=self.device)[rows]
             kept = torch.tensor([self.kept(row) for row in rows.tolist()], device=self.device)
             part = (last - span.start) / kept.clamp(min=1) if span.start else torch.ones_like(kept)
-            pages = Pages(*tables, last.clamp(max=span.stop) - span.start)
+            pages = Pages(formats, mass, settled, reach, last.clamp(max=span.stop) - span.start)
             allowed = terms.allowed_bytes[rows] * part.clamp(max=1)
             target = self.formats.clone()
             target[rows, :, span] = plan(pages, terms.policy, self.head_dim, self.dtype.itemsize, allowed)
