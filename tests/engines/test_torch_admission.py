@@ -53,7 +53,7 @@ def test_rows_never_take_more_than_was_reserved(
         drawn = torch.randn(2, len(prompts), shape.kv_heads, count, shape.head_dim, generator=generator).to(dtype)
         rows.extend(drawn[0], drawn[1], skip=[count - each for each in left])
         if looked_at:
-            rows.observe(torch.rand(rows.table.mass.shape, generator=generator), 4)
+            rows.observe(torch.rand(rows.table.mass.shape, generator=generator), [4] * rows.batch)
         assert rows.allocated_bytes + rows.table.host_bytes <= reserved
     assert rows.lengths == prompts
 

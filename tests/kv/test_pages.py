@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs the extra kv: pip install 'se
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, Format, decode_pages, encode_pages
+from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, Format, decode_pages, encode_pages, layout
 from sekisho.kv.pages import FRESH_MASS, PageTable, Terms
 from sekisho.kv.policy import KVPolicy, LevelThresholds
 from sekisho.kv.rotation import Transform, rotation
@@ -162,10 +162,8 @@ def test_shared_pages_move_once() -> None:
         before = made.decoded(turn)[0]
         made.truncate(0, 2)
         made.mass[1] = 1e-9
-        budget = Terms(
-            KVPolicy(level_thresholds=LevelThresholds(1, 0, 0)), torch.tensor([1e12, 0.0, 1e12], dtype=torch.float64)
-        )
-        decide(made, turn, budget)
+        eight = layout(Format(8, 8), HEAD_DIM).page_bytes * HEADS
+        decide(made, turn, Terms(KVPolicy(), torch.tensor([2.0 * eight, 0.0, 4.0 * eight], dtype=torch.float64)))
         assert torch.equal(made.decoded(turn)[0][0, :, : 2 * PAGE], before[0, :, : 2 * PAGE])
         assert made.formats[1].unique().tolist() == [Format(2, 2).id]
         assert made.formats[2].unique().tolist() == [Format(8, 8).id]

@@ -164,7 +164,7 @@ def test_no_plan_does_better_with_these_bytes(
     policy = KVPolicy(budget=share, ladder=ladder, evict=evict, level_thresholds=thresholds)
     allowed = share * len(mass) * bytes_of(DENSE.id)
     found = planned(pages_of([[mass]]), policy, allowed)[0, 0].tolist()
-    weights = [max(each, 0.02) for each in mass]
+    weights = [max(each, 4e-4) ** 0.5 for each in mass]
 
     def cost(plan_of_all: tuple[int, ...]) -> float:
         return sum(weight * loss_of(each) for weight, each in zip(weights, plan_of_all, strict=True))

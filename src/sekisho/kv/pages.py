@@ -9,7 +9,7 @@ from torch import Tensor
 from sekisho.kv.clock import Clock
 from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, decode_pages, encode_pages, layout
 from sekisho.kv.kernels import encoder_for
-from sekisho.kv.plan import LEVELS, Pages, importance, levels, plan
+from sekisho.kv.plan import LEVELS, Pages, held_bytes, importance, levels, plan
 from sekisho.kv.policy import KVPolicy
 from sekisho.kv.pool import PagePool
 from sekisho.kv.rotation import Transform
@@ -245,7 +245,9 @@ class PageTable:
             copies = [each.to(self.dtype).cpu() for each in paged]
             dense = encode_pages(copies[0], copies[1], DENSE)
             self.copies[fresh] = self._host.put(dense).to(self.device, torch.int32)
-        target = self._target(terms, fresh, index, slice(0 if _whole_plan(first, count) else first, first + count))
+        target = self._target(terms, fresh, index, span)
+        if _whole_plan(first, count) or self._too_large(target[index], terms, index):
+            target = self._target(terms, fresh, index, slice(0, first + count))
         for form_id in target[fresh].unique().tolist():
             places = (fresh & (target == form_id)).nonzero()
             mine = (target[fresh] == form_id).nonzero().squeeze(1)
@@ -278,6 +280,13 @@ class PageTable:
             target = self.formats.clone()
             target[rows, :, span] = plan(pages, terms.policy, self.head_dim, self.dtype.itemsize, allowed)
             return target
+
+    def _too_large(self, formats: Tensor, terms: Terms, rows: Tensor) -> bool:
+        """Whether some of `rows` (n,) would take more than is allowed with these formats (n, H, P)."""
+        if terms.policy.budget is None:
+            return False
+        held = held_bytes(formats, self.exists()[rows], self.head_dim, self.dtype.itemsize)
+        return bool((held > terms.allowed_bytes[rows]).any())
 
     def _settle(self, changed: Tensor) -> None:
         self.settled = torch.where(changed, importance(self.mass), self.settled)

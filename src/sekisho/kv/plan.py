@@ -76,7 +76,7 @@ def plan(pages: Pages, policy: KVPolicy, head_dim: int, dense_itemsize: int, all
     may = torch.where((reachable & within).any(-1, keepdim=True), reachable & within, reachable)
     # What lies lower than the policy's least, without a copy, stays as it is, and where it is.
     stuck, exists = exists & ~may.any(-1), exists & may.any(-1)
-    allowed_bytes = allowed_bytes - _held(pages.formats, stuck, head_dim, dense_itemsize)
+    allowed_bytes = allowed_bytes - held_bytes(pages.formats, stuck, head_dim, dense_itemsize)
     settled = exists & ((score - pages.settled).abs() <= policy.hysteresis) & _is_choice(pages.formats, ids)
     prices, costs = _prices(ids, head_dim, dense_itemsize, score.device), _costs(pages.mass, ids)
     if policy.budget is None:
@@ -99,7 +99,7 @@ def _prices(ids: tuple[int, ...], head_dim: int, dense_itemsize: int, device: to
     return torch.tensor(sizes, dtype=torch.float64, device=device)
 
 
-def _held(formats: Tensor, among: Tensor, head_dim: int, dense_itemsize: int) -> Tensor:
+def held_bytes(formats: Tensor, among: Tensor, head_dim: int, dense_itemsize: int) -> Tensor:
     """(B,): bytes of the pages of `among` as they are."""
     sizes = _prices((EVICTED, *sorted(FORMATS)), head_dim, dense_itemsize, formats.device)
     return (sizes[formats.long() + 1] * among).sum((1, 2))

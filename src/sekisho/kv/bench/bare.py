@@ -32,18 +32,18 @@ class BareLayer:
         """One more random token."""
         first = self.prompt.seen[0]
         query, keys, values = (
-            _normal((1, each.shape[1], 1, each.shape[3]), generator, each)
+            _normal((each.shape[0], each.shape[1], 1, each.shape[3]), generator, each)
             for each in (first.query, first.keys, first.values)
         )
         return Seen(query, keys, values, first.call)
 
 
-def bare_layer(shape: Shape, tokens: int, dtype: torch.dtype, device: str, seed: int = 0) -> BareLayer:
+def bare_layer(shape: Shape, tokens: int, dtype: torch.dtype, device: str, batch: int = 1, seed: int = 0) -> BareLayer:
     """Standard normal numbers, the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     like = torch.empty(0, dtype=dtype, device=device)
-    query = _normal((1, shape.heads, tokens, shape.head_dim), generator, like)
-    keys, values = (_normal((1, shape.kv_heads, tokens, shape.head_dim), generator, like) for _ in range(2))
+    query = _normal((batch, shape.heads, tokens, shape.head_dim), generator, like)
+    keys, values = (_normal((batch, shape.kv_heads, tokens, shape.head_dim), generator, like) for _ in range(2))
     config = LlamaConfig(
         hidden_size=shape.heads * shape.head_dim,
         intermediate_size=4,
@@ -62,7 +62,7 @@ def _normal(size: tuple[int, ...], generator: torch.Generator, like: Tensor) -> 
 
 
 def step(contender: Contender, cache: Cache, token: Seen) -> Tensor:
-    """One decode step of the layer: the token is stored and attends to everything, (1, 1, heads, D)."""
+    """One decode step of the layer: the token is stored and attends to everything, (B, 1, heads, D)."""
     keys, values = cache.update(token.keys, token.values, 0)
     attention = rival_attention if contender.attention == ATTENTION else tiered.tiered_attention
     output, _ = attention(torch.nn.Identity(), token.query, keys, values, None, scaling=token.call.scaling)

@@ -94,7 +94,8 @@ def _give(cache: Cache, index: int, seen: Seen) -> None:
 def share_of(cache: Cache, prompt: Prompt, tokens: int, measured_layers: int | None = None) -> float:
     """Bytes held, of what the tokens take at 16 bits."""
     count = measured_layers or len(prompt.seen)
-    return held_bytes(cache) / dense_bytes(prompt.kv_heads, prompt.head_dim, count, tokens)
+    rows = int(prompt.seen[0].keys.shape[0])
+    return held_bytes(cache) / (rows * dense_bytes(prompt.kv_heads, prompt.head_dim, count, tokens))
 
 
 def settled(contender: Contender, model: PreTrainedModel, prompt: Prompt, target: float | None) -> Contender:

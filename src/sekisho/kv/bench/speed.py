@@ -27,11 +27,12 @@ REPEATED: Final = "sdpa-repeated"
 
 
 class SpeedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """`shapes` and `tokens`: for one layer alone. `model_tokens`: prompt lengths for whole models. `rounds` of `steps`
-    decode steps; the first round warms up and does not count."""
+    """`shapes` and `tokens`: for one layer alone, with `batch` sequences. `model_tokens`: prompt lengths for whole
+    models, one sequence. `rounds` of `steps` decode steps; the first round warms up and does not count."""
 
     shapes: tuple[str, ...] = ("1b", "7b", "13b", "20b")
     tokens: tuple[int, ...] = (4096,)
+    batch: int = 1
     model_tokens: tuple[int, ...] = (1024,)
     rounds: int = 12
     steps: int = 4
@@ -46,6 +47,7 @@ class SpeedRow(msgspec.Struct, frozen=True, kw_only=True):
     knobs: dict[str, object]
     subject: str
     tokens: int
+    batch: int = 1
     layers_measured: int
     layers: int
     share: Figure
@@ -76,7 +78,7 @@ def layers_alone(
     rows = []
     for name in plan.shapes:
         for tokens in plan.tokens:
-            bare = bare_layer(shape(name), tokens, dtype, device)
+            bare = bare_layer(shape(name), tokens, dtype, device, plan.batch)
             runners: list[Runner] = [_ready(bare, plan.steps, grouped) for grouped in (True, False)]
             reasons = []
             for entry, contender in entries:
@@ -86,7 +88,8 @@ def layers_alone(
                     reasons.append((entry, contender, str(error)))
             times = _in_turns(runners, plan.rounds, plan.steps, device)
             reference = min((GROUPED, REPEATED), key=lambda each: float(np.median(times[Entry(each)])))
-            about = {"subject": name, "tokens": tokens, "layers_measured": 1, "layers": shape(name).layers}
+            about: dict[str, object] = {"subject": name, "tokens": tokens, "batch": plan.batch}
+            about |= {"layers_measured": 1, "layers": shape(name).layers}
             rows += _rows(runners, times, reference, about) + [_absent(*each, reference, about) for each in reasons]
             progress(f"decode steps of one layer of {name} at {tokens} tokens")
     return rows
