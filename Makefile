@@ -6,7 +6,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 export PYTHONUTF8 := 1
 
-.PHONY: help up down test test-slow test-clients test-openwebui test-kv test-gpu test-all lint format bench mini guard docs clean
+.PHONY: help up down test test-slow test-clients test-openwebui test-kv test-kv-slow test-gpu test-all lint format bench mini guard docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,7 +51,10 @@ test-openwebui: $(VENV)/installed-dev ## Install Open WebUI (3 GB) and prove the
 	@$(RUN) pytest -m openwebui
 
 test-kv: $(VENV)/installed-kv ## Tests of the tiered KV cache and the torch engine (installs PyTorch)
-	@$(RUN) pytest -m 'kv and not gpu' -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(RUN) pytest -m 'kv and not gpu and not slow' -n 2 --dist loadfile
+
+test-kv-slow: $(VENV)/installed-kv ## Those of them that take long: a simulated day, the torch engine behind the gateway
+	@$(RUN) pytest -m 'kv and slow and not gpu'
 
 test-gpu: $(VENV)/installed-kv ## Tests that need a GPU
 	@$(RUN) pytest -m gpu
