@@ -27,7 +27,7 @@ class Point(msgspec.Struct, frozen=True):
 
 
 def tradeoff(points: Sequence[Point], language: Language) -> str:
-    """Lower and further left is better. Families differ in shape and colour, and are joined by a line."""
+    """Lower and further left is better. Families differ in shape and colour."""
     shown = [each for each in points if each.share > 0 and each.divergence > 0]
     families = list(dict.fromkeys(each.family for each in shown))
     across = axis([100 * each.share for each in shown], _LEFT, WIDTH - _RIGHT, log=True)
@@ -47,8 +47,6 @@ def tradeoff(points: Sequence[Point], language: Language) -> str:
     for index, family in enumerate(families):
         mine = sorted((each for each in shown if each.family == family), key=lambda each: each.share)
         places = [(across.at(100 * each.share), up.at(each.divergence)) for each in mine]
-        path = "L".join(f"{svg.px(x)} {svg.px(y)}" for x, y in places)
-        parts.append(f'<path class="line s{index % svg.SERIES}" d="M{path}"/>')
         for each, (x, y) in zip(mine, places, strict=True):
             words = f"{each.name}: {100 * each.share:.1f} %, {each.divergence:.3g} nat"
             told.append(words)

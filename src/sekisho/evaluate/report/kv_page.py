@@ -114,8 +114,8 @@ def speed_cells(row: Row) -> list[str]:
 
 def _point(row: Row) -> Point | None:
     share, divergence, name = row["share"]["value"], row["mean_divergence"]["value"], row["entry"]["name"]
-    if share is None or divergence is None:
-        return None
+    if share is None or divergence is None or name == "full":
+        return None  # full precision against itself would only press the others together
     kind = "evicting" if name in ("snapkv", "h2o") else name.partition("-")[0]
     return Point(name_of(row), _FAMILIES.get(kind, (name, name)), share, divergence)
 
