@@ -66,6 +66,13 @@ def test_penalties_follow_their_definitions() -> None:
     assert not sampler.takes_best
 
 
+def test_the_coldest_temperature_takes_the_best() -> None:
+    """Not the last token of the vocabulary, as dividing by almost nothing would."""
+    logits = torch.tensor([0.1, 3.0, 2.9, -1.0])
+    for temperature in (1e-46, 1e-30, 1e-7, 0.0):
+        assert Sampler(SamplingSettings(temperature, seed=1), []).choose(logits) == 1
+
+
 def test_a_bias_forbids_and_forces() -> None:
     """-100 keeps a token away, 100 makes it the only one, at any temperature."""
     logits = torch.tensor([3.0, 2.0, 1.0])

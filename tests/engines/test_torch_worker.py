@@ -1,6 +1,7 @@
 """The worker process of the torch engine, over HTTP, with a tiny random model."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -343,6 +344,9 @@ async def test_what_the_engine_cannot_do_is_the_callers_error(torch_engine: Torc
         ({"guided_json": {}}, "guided_json"),
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
         ({"messages": []}, "messages"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
+        ({"stop": ["x"] * 65}, "stop"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty"),
         ({"messages": [{"content": "no role"}]}, "messages"),
     ],
 )
@@ -354,6 +358,49 @@ async def test_a_field_that_cannot_be_is_named(
     async with session.post("/v1/chat/completions", json=body) as answer:
         told = (await answer.json())["error"]
     assert (answer.status, told["param"], told["type"]) == (400, param, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": [None]}),
+        ("/v1/embeddings", {"input": ["a", 3]}),
+        ("/v1/embeddings", {"input": []}),
+        ("/v1/completions", {"prompt": [True]}),
+        ("/v1/completions", {"prompt": "word " * 400_000}),
+    ],
+)
+async def test_an_input_that_cannot_be_is_the_callers_error(
+    session: aiohttp.ClientSession, path: str, body: dict[str, Any]
+) -> None:
+    """400, never a failure of the engine."""
+    headers = {"Content-Type": "application/json"}
+    async with session.post(path, data=io.BytesIO(json.dumps(body).encode()), headers=headers) as answer:
+        assert answer.status == 400, await answer.text()
+
+
+async def test_a_malformed_request_leaves_no_secret_in_the_log(
+    torch_engine: TorchEngine, torch_worker_address: tuple[str, str, Path]
+) -> None:
+    """Neither a key nor a prompt, nor a traceback, from requests that HTTP itself refuses."""
+    url, _, log = torch_worker_address
+    port = int(url.removesuffix("/v1").rpartition(":")[2])
+    for request in (
+        b"GET /kv HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer SECRETKEY\x01\r\n\r\n",
+        b"POST /kv HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nSECRETPROMPT is here\r\n0\r\n\r\n",
+        b"GET /kv HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer \xff\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        await writer.drain()
+        writer.write_eof()
+        said = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert not said or b" 40" in said.split(b"\r\n")[0], said
+    told = log.read_text()
+    assert "SECRET" not in told
+    assert "Traceback" not in told
 
 
 async def test_an_address_that_is_none_is_told(session: aiohttp.ClientSession) -> None:

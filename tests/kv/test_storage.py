@@ -274,6 +274,22 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path_factory: pytest.TempPathFac
         load(path, CPU)
 
 
+@given(where=st.floats(0, 0.9999), bit=st.integers(0, 7))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+def test_a_bit_that_flipped_is_noticed(tmp_path_factory: pytest.TempPathFactory, where: float, bit: int) -> None:
+    """Anywhere in the file: an accident never loads as another content."""
+    path = tmp_path_factory.mktemp("flip") / "cache"
+    shade = shadow(KVPolicy(host_copy=True))
+    shade.add_rows(1)
+    shade.extend(200)
+    save(path, [shade.rows], KVPolicy(), 1)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(StorageError):
+        load(path, CPU)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -289,6 +305,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path_factory: pytest.TempPathFac
         ("0.recent.keys", lambda each: each.repeat(1, 1, 50, 1)),
         ("0.means.values", lambda each: each.flatten()),
         ("0.hits", None),
+        ("0.hits", lambda each: each.float()),
         ("0.pool.host.pages", None),
     ],
 )
@@ -303,6 +320,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, name: str, change: ob
         del tensors[name]
     else:
         tensors[name] = change(tensors[name]).contiguous()  # type: ignore[operator]
+    # Whoever writes a file of their own can write its digest.
+    header["sekisho.kv.digest"] = storage._digest(header["sekisho.kv.facts"], tensors)
     save_file(tensors, path, header)
     with pytest.raises(Damaged, match="damaged in layer 0"):
         load(path, CPU)

@@ -10,6 +10,7 @@ A page that several rows share is stored once. Tensors are named `layer.name`; t
 header. A file holds what people wrote to a model: only its owner may read it.
 """
 
+import hashlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -110,9 +111,11 @@ def save(path: Path, tiers: Sequence[TieredRows], policy: KVPolicy, seen: int) -
         layer, theirs = _taken(rows)
         layers.append(layer)
         tensors |= {f"{number}.{name}": each.detach().cpu().contiguous() for name, each in theirs.items()}
+    facts = msgspec.json.encode(_Facts(seen, policy, layers)).decode()
     header = {
         _KEY: msgspec.json.encode(_Version(VERSION)).decode(),
-        f"{_KEY}.facts": msgspec.json.encode(_Facts(seen, policy, layers)).decode(),
+        f"{_KEY}.facts": facts,
+        f"{_KEY}.digest": _digest(facts, tensors),
     }
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -129,7 +132,7 @@ def save(path: Path, tiers: Sequence[TieredRows], policy: KVPolicy, seen: int) -
 def load(path: Path, device: torch.device, expected: Sequence[HeadShape] | None = None) -> Stored:
     """The inverse of `save`, on any device. `expected`: the shape of each layer of the model that will use it; None: as
     the file says. Raises `StorageError`, or OSError where the file cannot be read."""
-    facts = _facts(path)
+    facts, told, digest = _facts(path)
     if expected is not None:
         _check_shapes(path, facts.layers, expected)
     try:
@@ -137,13 +140,15 @@ def load(path: Path, device: torch.device, expected: Sequence[HeadShape] | None 
             tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise Damaged(f"{path} is damaged: {error}") from error
+    if _digest(told, tensors) != digest:
+        raise Damaged(f"{path} is damaged: it does not hold what was written")
     tiers = []
     for number, layer in enumerate(facts.layers):
         prefix = f"{number}."
         theirs = {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}
         try:
             tiers.append(_restored(layer, theirs, facts.policy, device))
-        except (ValueError, LookupError, RuntimeError) as error:
+        except (ValueError, LookupError, RuntimeError, TypeError, ArithmeticError) as error:
             raise Damaged(f"{path} is damaged in layer {number}: {error}") from error
     return Stored(tiers, facts.policy, facts.seen)
 
@@ -151,7 +156,18 @@ def load(path: Path, device: torch.device, expected: Sequence[HeadShape] | None 
 # --- what is in the header ------------------------------------------------------------------------------------------
 
 
-def _facts(path: Path) -> _Facts:
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a file holds: it tells an accident, not somebody who writes a file of their own."""
+    found = hashlib.blake2b(facts.encode(), digest_size=32)
+    for name in sorted(tensors):
+        each = tensors[name].contiguous()
+        found.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
+        found.update(each.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _facts(path: Path) -> tuple[_Facts, str, str]:
+    """What a header tells, its text, and the digest."""
     with path.open("rb") as stored:
         length = int.from_bytes(stored.read(8), "little")
         head = stored.read(length) if length <= _LONGEST_HEADER else b""
@@ -159,13 +175,14 @@ def _facts(path: Path) -> _Facts:
         found = msgspec.json.decode(head, type=dict[str, msgspec.Raw])["__metadata__"]
         texts = msgspec.json.decode(found, type=dict[str, str])
         version = msgspec.json.decode(texts[_KEY], type=_Version).version
-    except (msgspec.DecodeError, KeyError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
         raise NotACache(f"{path} is not a saved cache, or was cut off at its very beginning") from None
     if version != VERSION:
         raise OtherVersion(f"{path} has version {version} of the format; this program reads version {VERSION}")
     try:
-        return msgspec.json.decode(texts[f"{_KEY}.facts"], type=_Facts)
-    except (msgspec.DecodeError, KeyError) as error:
+        told = texts[f"{_KEY}.facts"]
+        return msgspec.json.decode(told, type=_Facts), told, texts[f"{_KEY}.digest"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise Damaged(f"{path} is damaged in its header: {error}") from error
 
 
@@ -230,6 +247,8 @@ def _restored(layer: _Layer, tensors: Mapping[str, Tensor], policy: KVPolicy, de
     for name, dtype in _TABLES.items():
         if here[name].dtype != dtype or here[name].shape != (batch, layer.kv_heads, pages):
             raise ValueError(f"a table {name} of {here[name].dtype} {tuple(here[name].shape)}")
+    if here["hits"].dtype != rows.table.hits.dtype or here["hits"].shape != rows.table.hits.shape:
+        raise ValueError(f"hits of {here['hits'].dtype} {tuple(here['hits'].shape)}")
     _check_table(here, layer.pages)
     forms, slots, copies = here["formats"], here["slots"].long(), here["copies"].long().cpu()
     pools = {}

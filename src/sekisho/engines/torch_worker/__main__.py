@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     lifeline.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # It tells of a malformed request by quoting it: a key or a prompt would stand in the log.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     api_key = os.environ.pop(KEY_ENV, "")
     try:
         if not api_key:

@@ -12,6 +12,8 @@ def tokens(body: EmbeddingsBody, prompts: Prompts, context: int) -> list[list[in
     if body.dimensions is not None:
         raise Refused("the vectors have the model's own width", param="dimensions", code="unsupported_parameter")
     single = isinstance(body.input, str) or (bool(body.input) and isinstance(body.input[0], int))
+    if not body.input or (not single and not all(isinstance(each, str | list) for each in body.input)):
+        raise Refused("a text, a list of texts, or ids of tokens", param="input")
     inputs = [prompts.raw(each) for each in ([body.input] if single else body.input)]
     for each in inputs:
         if not each:

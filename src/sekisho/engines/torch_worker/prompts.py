@@ -1,20 +1,24 @@
 """Messages and raw texts to token ids. Runs in one thread of its own: a tokenizer is not for two at once."""
 
 import inspect
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from jinja2 import TemplateError
 
-from sekisho.engines.torch_worker.refusal import Refused
+from sekisho.engines.torch_worker.refusal import Refused, too_long
 from sekisho.engines.torch_worker.requests import ChatBody, TokenizeBody
+
+_LEAST_CHARACTERS: Final = 100_000  # are counted in a moment
 
 
 class Prompts:
     """`tokenizer` is a fast one of transformers."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int, context: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self._most_characters = max(_LEAST_CHARACTERS, context * longest)
         # Whoever could name these would choose the template itself.
         self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
 
@@ -24,7 +28,7 @@ class Prompts:
             prompt = prompt[0]
         if isinstance(prompt, str):
             return self._ids(prompt, opening=True)
-        if not all(isinstance(each, int) and 0 <= each < self._vocabulary for each in prompt):
+        if not all(type(each) is int and 0 <= each < self._vocabulary for each in prompt):
             raise Refused("one prompt a request: a text, or ids of the model's tokens", param="prompt")
         return list(prompt)
 
@@ -46,7 +50,7 @@ class Prompts:
             text: str = self._tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=True, **variables
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise Refused(f"the model's chat template: {error}", param="messages") from None
         return self._ids(text, opening=False)
 
@@ -54,6 +58,9 @@ class Prompts:
         return len(self.raw(body.prompt) if body.prompt is not None else self.chat(body))
 
     def _ids(self, text: str, *, opening: bool) -> list[int]:
+        if len(text) > self._most_characters:
+            # Whatever the tokens are, there are too many: nobody shall wait for them to be counted.
+            raise too_long(f"a prompt of {len(text)} characters cannot fit into the context")
         ids: list[int] = self._tokenizer(text, add_special_tokens=opening, verbose=False)["input_ids"]
         return ids
 
@@ -87,6 +94,6 @@ def _call(call: Any) -> Any:
         return call
     try:
         arguments = msgspec.json.decode(function["arguments"] or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return call  # as the model said it
     return {**call, "function": {**function, "arguments": arguments}}

@@ -9,6 +9,7 @@ import msgspec
 from sekisho.engines.torch_worker.refusal import Refused
 from sekisho.engines.torch_worker.sampling import SamplingDefaults, SamplingSettings
 
+MOST_STOPS: Final = 64
 MOST_LOGPROBS: Final = 20
 _NO_GRAMMAR: Final = "this engine cannot hold an answer to a schema or a grammar: use the engine llama_cpp for that"
 
@@ -98,7 +99,7 @@ def read(body: bytes, shape: type[Shape]) -> Shape:
     """The body as `shape`, types checked."""
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is one
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is one
         raise Refused(f"the body cannot be read: {error}") from None
 
 
@@ -113,6 +114,8 @@ def ask(body: Body, prompt: list[int], logprobs: int | None, vocabulary: int, de
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
         raise Refused(f"top_logprobs must be 0 to {MOST_LOGPROBS}, is {logprobs}", param="top_logprobs")
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stop) > MOST_STOPS:
+        raise Refused(f"at most {MOST_STOPS} strings, are {len(stop)}", param="stop")
     return Ask(
         prompt=prompt,
         sampling=_sampling(body, vocabulary, defaults),
@@ -142,13 +145,11 @@ def _sampling(body: Body, vocabulary: int, defaults: SamplingDefaults) -> Sampli
         seed=body.seed if body.seed is None or body.seed >= 0 else None,
         presence_penalty=_within("presence_penalty", body.presence_penalty, 0.0, -2, 2),
         frequency_penalty=_within("frequency_penalty", body.frequency_penalty, 0.0, -2, 2),
-        repetition_penalty=_within("repetition_penalty", repetition, 1.0, 0, 100),
+        repetition_penalty=_within("repetition_penalty", repetition, 1.0, 0.01, 100),
         logit_bias=_bias(body.logit_bias or {}, vocabulary),
     )
     if settings.top_p == 0:
         raise Refused("must be above 0", param="top_p")
-    if settings.repetition_penalty == 0:
-        raise Refused("must be above 0", param="repetition_penalty")
     return settings
 
 
@@ -163,7 +164,7 @@ def _within(name: str, value: float | None, default: float, low: float, high: fl
 def _bias(given: dict[str, float], vocabulary: int) -> dict[int, float]:
     bias = {}
     for name, value in given.items():
-        if not name.isascii() or not name.isdecimal() or int(name) >= vocabulary:
-            raise Refused(f"{name!r} is no token: they go from 0 to {vocabulary - 1}", param="logit_bias")
+        if len(name) > 9 or not name.isascii() or not name.isdecimal() or int(name) >= vocabulary:
+            raise Refused(f"{name[:20]!r} is no token: they go from 0 to {vocabulary - 1}", param="logit_bias")
         bias[int(name)] = _within("logit_bias", value, 0.0, -100, 100)
     return bias

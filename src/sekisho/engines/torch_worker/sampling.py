@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+_COLDEST: Final = 1e-6  # below it the best token is the only one, and dividing would overflow
 _FIRST_LOOK: Final = 1024  # of the best tokens: nearly always enough for `top_p`, and much less than a sort of all
 
 
@@ -47,6 +48,8 @@ class Sampler:
         self._random = random.Random(settings.seed)
         self._said: Counter[int] = Counter()
         self._seen = set(prompt) if settings.repetition_penalty != 1 else set()
+        bias = settings.logit_bias
+        self._bias = (torch.tensor(list(bias)), torch.tensor(list(bias.values()))) if bias else None
 
     @property
     def takes_best(self) -> bool:
@@ -68,7 +71,7 @@ class Sampler:
         """(vocabulary,) float32 on the CPU, left as they are."""
         adjusted = self._adjusted(logits)
         temperature = self.settings.temperature
-        if temperature == 0:
+        if temperature < _COLDEST:
             return int(adjusted.argmax())
         scaled = (adjusted - adjusted.max()) / temperature
         probabilities = self._filtered(scaled)
@@ -92,8 +95,8 @@ class Sampler:
             said = torch.tensor(list(self._said))
             counts = torch.tensor(list(self._said.values()), dtype=adjusted.dtype)
             adjusted[said] -= settings.frequency_penalty * counts + settings.presence_penalty
-        for token, bias in settings.logit_bias.items():
-            adjusted[token] += bias
+        if self._bias is not None:
+            adjusted.index_add_(0, *self._bias)
         return adjusted
 
     def _filtered(self, scaled: Tensor) -> Tensor:

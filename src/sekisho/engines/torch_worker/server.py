@@ -43,7 +43,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
 
     def serve(self, runner: Runner) -> None:
-        self._prompts = Prompts(runner.loaded.encoder, runner.loaded.vocabulary)
+        self._prompts = Prompts(runner.loaded.encoder, runner.loaded.vocabulary, runner.context)
         self._runner = runner
 
     def publish(self, answers: Answers) -> None:
@@ -77,7 +77,7 @@ class Server:
         try:
             if request.path == "/health":
                 return await handler(request)
-            given = request.headers.get("Authorization", "").encode()
+            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, self._expected):
                 raise Refused("the key is missing or wrong", status=401, code="invalid_api_key")
             if self._runner is None:

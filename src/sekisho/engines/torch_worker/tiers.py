@@ -36,7 +36,7 @@ def merged(policy: KVPolicy, fields: bytes) -> KVPolicy:
     field that is wrong."""
     try:
         changes = msgspec.json.decode(fields, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(f"the policy cannot be read: {error}") from None
     whole = msgspec.to_builtins(policy)
     thresholds = changes.get("level_thresholds")
