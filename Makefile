@@ -1,6 +1,7 @@
 # One command per chore, the same here and in CI. Every target makes its own virtual environment first.
 PYTHON ?= python3
 VENV := .venv
+KV_VENV := build/kv-venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
@@ -27,9 +28,12 @@ $(VENV)/installed-dev: $(VENV)/installed pyproject.toml
 	@$(PIP) install --editable . --group dev
 	@touch $@
 
-$(VENV)/installed-kv: $(VENV)/installed-dev pyproject.toml
-	@echo 'Installing PyTorch and transformers into $(VENV) ...'
-	@$(PIP) install --editable . --group dev --group kv
+# An environment of its own, so that everything else is checked as most of us have it: without PyTorch.
+$(KV_VENV)/installed: pyproject.toml
+	@echo 'Installing PyTorch and transformers into $(KV_VENV) ...'
+	@test -x $(KV_VENV)/bin/python || $(PYTHON) -m venv $(KV_VENV)
+	@$(KV_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade 'pip>=25.1'
+	@$(KV_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable . --group dev --group kv
 	@touch $@
 
 up: $(VENV)/installed ## Install and start the server with the built-in model; prints address, key and a curl line
@@ -50,14 +54,14 @@ test-clients: $(VENV)/installed-dev ## Tests that drive third-party client progr
 test-openwebui: $(VENV)/installed-dev ## Install Open WebUI (3 GB) and prove the printed settings with it, in a browser too
 	@$(RUN) pytest -m openwebui
 
-test-kv: $(VENV)/installed-kv ## Tests of the tiered KV cache and the torch engine (installs PyTorch)
-	@OMP_NUM_THREADS=1 $(RUN) pytest -m 'kv and not gpu and not slow' -n 2 --dist loadfile
+test-kv: $(KV_VENV)/installed ## Tests of the tiered KV cache and the torch engine (installs PyTorch)
+	@OMP_NUM_THREADS=1 $(KV_VENV)/bin/python -m pytest -m 'kv and not gpu and not slow' -n 2 --dist loadfile
 
-test-kv-slow: $(VENV)/installed-kv ## Those of them that take long: a simulated day, the torch engine behind the gateway
-	@$(RUN) pytest -m 'kv and slow and not gpu'
+test-kv-slow: $(KV_VENV)/installed ## Those of them that take long: a simulated day, the torch engine behind the gateway
+	@$(KV_VENV)/bin/python -m pytest -m 'kv and slow and not gpu'
 
-test-gpu: $(VENV)/installed-kv ## Tests that need a GPU
-	@$(RUN) pytest -m gpu
+test-gpu: $(KV_VENV)/installed ## Tests that need a GPU
+	@$(KV_VENV)/bin/python -m pytest -m gpu
 
 test-all: $(VENV)/installed-dev ## Everything that can run here without PyTorch
 	@$(RUN) pytest -m 'not gpu and not openwebui and not kv'
