@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from sekisho.kv.bench.run import Plan, Results
 
 PARTS = ("quality", "needles", "memory", "speed")
-app = typer.Typer(help="The tiered KV cache.", no_args_is_help=True)
+app = typer.Typer(
+    help="The tiered KV cache.",
+    no_args_is_help=True,
+    epilog=example("sekisho kv bench", ja="階層 KV キャッシュを他の方式と比べます。"),
+)
 
 
 @app.command(
