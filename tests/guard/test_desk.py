@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from desk_harness import CONFIG, VERDICT, KeepingNotifier, Office, case, office, until
 
 from sekisho.core.errors import (
     AlreadyDecided,
@@ -22,10 +23,6 @@ from sekisho.core.errors import (
 from sekisho.guard.desk import Desk
 from sekisho.store import LinkToken, Store, Ticket
 from sekisho.store.keys import hash_secret
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from desk_harness import CONFIG, VERDICT, KeepingNotifier, Office, case, office, until
 
 
 @pytest.fixture

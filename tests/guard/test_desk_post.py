@@ -1,19 +1,15 @@
 """The desk's post: notices are retried, resumed and never in anybody's way."""
 
 import asyncio
-import sys
 from pathlib import Path
 
 import msgspec
+from desk_harness import CONFIG, Office, case, office, until
 
 from sekisho.guard.desk_post import LONGEST_PAUSE_S, pause_s
 from sekisho.guard.notices import NoticeFailed
 from sekisho.store import Notice
 from sekisho.store.keys import hash_secret
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from desk_harness import CONFIG, Office, case, office, until
 
 ONE_MAIL = msgspec.structs.replace(
     CONFIG,

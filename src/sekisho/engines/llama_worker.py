@@ -5,9 +5,7 @@ nobody on the machine goes round the gateway. Trouble is told in one line on sta
 starting again cannot help. The C++ code may abort at any time: that ends this process and no other.
 """
 
-import argparse
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,13 +14,14 @@ from typing import Any
 import msgspec
 import psutil
 
-from sekisho.engines import gguf_header, lifeline
+from sekisho.engines import gguf_header
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import (
     EXIT_CONFIGURATION,
     EXIT_FAILED,
     KEY_ENV,
     WorkerError,
+    begin,
     check_port,
     environment,
     free_port,
@@ -172,21 +171,9 @@ def serve(config: ModelConfig, port: int, api_key: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sekisho.engines.llama_worker", description=__doc__)
-    parser.add_argument("--config", required=True, help="one ModelConfig as JSON")
-    parser.add_argument("--port", required=True, type=int)
-    options = parser.parse_args(arguments)
-    lifeline.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    api_key = os.environ.pop(KEY_ENV, "")
     try:
-        if not api_key:
-            raise WorkerError(f"{KEY_ENV} is not set: a worker without a key would let anybody past the gateway")
-        try:
-            config = msgspec.json.decode(options.config, type=ModelConfig)
-        except msgspec.DecodeError as error:
-            raise WorkerError(f"--config: {error}") from None
-        serve(config, options.port, api_key)
+        order = begin("sekisho.engines.llama_worker", __doc__, arguments)
+        serve(order.config, order.port, order.api_key)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return EXIT_CONFIGURATION if error.final else EXIT_FAILED

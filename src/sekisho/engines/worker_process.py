@@ -2,9 +2,17 @@
 and how they end. Trouble is told in one line on standard error; exit code 78 means that starting again cannot help.
 """
 
+import argparse
+import os
 import secrets
+import signal
 import socket
 from pathlib import Path
+from typing import NamedTuple
+
+from sekisho.core.decoding import Undecodable, decoded
+from sekisho.engines import lifeline
+from sekisho.engines.config import ModelConfig
 
 KEY_ENV = "SEKISHO_WORKER_KEY"
 EXIT_CONFIGURATION = 78
@@ -17,6 +25,33 @@ class WorkerError(Exception):
     def __init__(self, message: str, *, final: bool = True) -> None:
         super().__init__(message)
         self.final = final
+
+
+class Order(NamedTuple):
+    """What a worker is started with."""
+
+    config: ModelConfig
+    port: int
+    api_key: str
+
+
+def begin(module: str, description: str | None, arguments: list[str] | None) -> Order:
+    """A worker's first steps: it ends with its parent, at once where it is interrupted, and knows what to serve. The
+    key leaves the environment. Raises `WorkerError`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--config", required=True, help="one ModelConfig as JSON")
+    parser.add_argument("--port", required=True, type=int)
+    options = parser.parse_args(arguments)
+    lifeline.die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    api_key = os.environ.pop(KEY_ENV, "")
+    if not api_key:
+        raise WorkerError(f"{KEY_ENV} is not set: a worker without a key would let anybody past the gateway")
+    try:
+        config = decoded(options.config.encode("utf-8", "surrogateescape"), ModelConfig)
+    except Undecodable as error:
+        raise WorkerError(f"--config: {error}") from None
+    return Order(config, options.port, api_key)
 
 
 def environment(api_key: str) -> dict[str, str]:

@@ -1,20 +1,16 @@
 """See the package. Ends with its parent; a signal ends it at once, for whoever stops it has let the gateway drain."""
 
-import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 from typing import Final
 
-import msgspec
 from aiohttp import web
 
-from sekisho.engines import lifeline
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.torch_worker import checks
-from sekisho.engines.worker_process import EXIT_CONFIGURATION, EXIT_FAILED, KEY_ENV, WorkerError, check_port
+from sekisho.engines.worker_process import EXIT_CONFIGURATION, EXIT_FAILED, WorkerError, begin, check_port
 from sekisho.kv.policy import KVPolicy
 
 # The rest of free memory is for prompts in full precision while they are read, and for everybody else.
@@ -70,25 +66,13 @@ def _say(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sekisho.engines.torch_worker", description=__doc__)
-    parser.add_argument("--config", required=True, help="one ModelConfig as JSON")
-    parser.add_argument("--port", required=True, type=int)
-    options = parser.parse_args(arguments)
-    lifeline.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # It tells of a malformed request by quoting it: a key or a prompt would stand in the log.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    api_key = os.environ.pop(KEY_ENV, "")
     try:
-        if not api_key:
-            raise WorkerError(f"{KEY_ENV} is not set: a worker without a key would let anybody past the gateway")
-        try:
-            config = msgspec.json.decode(options.config, type=ModelConfig)
-        except msgspec.DecodeError as error:
-            raise WorkerError(f"--config: {error}") from None
-        check_port(options.port)
-        asyncio.run(serve(config, options.port, api_key))
+        order = begin("sekisho.engines.torch_worker", __doc__, arguments)
+        check_port(order.port)
+        asyncio.run(serve(order.config, order.port, order.api_key))
     except WorkerError as error:
         sys.stdout.flush()
         _say(f"error: {error}")
