@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sekisho.evaluate.definitions import LANGUAGES, Language
 from sekisho.evaluate.report.kv_charts import Point, tradeoff
-from sekisho.evaluate.report.kv_page import quality_cells, render
+from sekisho.evaluate.report.kv_page import WORDS, quality_cells, render, speed_cells
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None, n: int = 4) -> dict[str, Any]:
@@ -36,13 +36,14 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     needle |= {"recall": figure(0.4, n=10), "full": figure(0.9, n=10)}
     memory = {"entry": {"name": "tiered", "target": None}, "shape": "7b", "tokens": 16384, "layers_measured": 1}
     memory |= {"layers": 32, "bytes": figure(64 * 2**20), "share": figure(0.24)}
-    speed = {"entry": {"name": "tiered", "target": None}, "subject": "7b", "tokens": 16384, "layers_measured": 1}
-    speed |= {"layers": 32, "share": figure(0.24), "step_ms": figure(8.5), "relative": figure(4.2, 4.0, 4.4)}
+    speed = {"entry": {"name": "tiered", "target": None}, "subject": "7b", "tokens": 16384, "batch": 8}
+    speed |= {"layers_measured": 1, "layers": 32, "share": figure(0.24), "step_ms": figure(8.5)}
+    speed |= {"relative": figure(4.2, 4.0, 4.4), "reference": "sdpa-grouped"}
     return {
         "quality": rows,
         "needles": [needle],
         "memory": [memory],
-        "speed": [speed | {"reference": "sdpa-grouped"}],
+        "speed": [speed],
         "absent": {"quality": "the text is <too> short"},
         "environment": {"torch": "2.13.0", "threads": 2},
         "plan": {"model": "<b>mine</b>", "quality": {"context": 2048}},
@@ -63,6 +64,17 @@ def test_every_figure_is_told_or_says_why_not(language: Language) -> None:
     assert "<script" not in page
     assert "&lt;too&gt;" in page
     assert f'lang="{language}"' in page
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_speed_says_for_how_many_sequences(language: Language) -> None:
+    """The batch has its own cell, under a heading in the reader's language: a step of eight is no step of one."""
+    told = results([])
+    cells = speed_cells(told["speed"][0])
+    assert cells == ["tiered", "7b", "16,384", "8", "1 / 32", "8.50", "4.20 [4.00, 4.40] × sdpa-grouped"]
+    page = render(told, language)
+    assert f'<th scope="col">{WORDS["batch"][language == "ja"]}</th>' in page
+    assert "<td>16,384</td><td>8</td><td>1 / 32</td>" in page
 
 
 def test_a_row_without_numbers_is_a_row_of_reasons() -> None:

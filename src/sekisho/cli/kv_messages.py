@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "kv_full": ("full precision", "全精度"),
     "kv_shape": ("model", "モデル"),
     "kv_tokens": ("tokens", "トークン"),
+    "kv_batch": ("at once", "同時"),
     "kv_layers": ("layers", "層"),
     "kv_megabytes": ("MiB", "MiB"),
     "kv_step": ("ms", "ミリ秒"),

@@ -13,6 +13,7 @@ from sekisho.cli.output import Output, plain
 if TYPE_CHECKING:
     from sekisho.engines.config import ModelConfig
     from sekisho.ops.catalogue import Rejection
+    from sekisho.ops.doctor import Finding
     from sekisho.ops.home import Home
 
 app = typer.Typer(
@@ -72,10 +73,22 @@ def _source(model: "ModelConfig") -> str:
     return f"{source} (missing)" if _present(model) is False else source
 
 
-@app.command("add", epilog=example("sekisho model add office --path model.gguf", ja="モデルを設定に加えます。"))
+@app.command(
+    "add",
+    epilog=example(
+        "sekisho model add office --path model.gguf", "sekisho model add ./Qwen3-8B", ja="モデルを設定に加えます。"
+    ),
+)
 def add(
-    name: Annotated[str, typer.Argument(help="What clients call the model.")],
-    path: Annotated[Path | None, typer.Option("--path", help="A GGUF file, or `builtin`.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="What clients call the model; or a Hugging Face model's folder, which then gives the name."
+        ),
+    ],
+    path: Annotated[
+        Path | None, typer.Option("--path", help="A GGUF file, a Hugging Face model's folder, or `builtin`.")
+    ] = None,
     url: Annotated[str | None, typer.Option("--url", help="An OpenAI-compatible address, ending in /v1.")] = None,
     upstream_model: Annotated[str | None, typer.Option("--upstream-model", help="Its name there.")] = None,
     api_key_env: Annotated[
@@ -89,6 +102,9 @@ def add(
 ) -> None:
     """Add a model to sekisho.yaml; comments in the file stay as they are."""
     out, place = Output(as_json=as_json), at_home(home)
+    if path is None and url is None and Path(name).expanduser().is_dir():
+        path = Path(name).expanduser().resolve()
+        name = path.name.lower().replace(" ", "-")
     if (path is None) == (url is None):
         raise CommandFailed("one of --path and --url is needed", exit_code=USAGE)
     settings_of(place)  # a file that is wrong is told as such, before anything is added to it
@@ -96,12 +112,39 @@ def add(
     if url is not None:
         fields |= {"engine": "openai_http", "url": url, "upstream_model": upstream_model, "api_key_env": api_key_env}
     else:
-        fields["path"] = _model_file(str(path))
+        fields |= _local_model(out, name, str(path))
     fields |= {key: value for key, value in (("context", context), ("slots", slots)) if value is not None}
     model = _into_settings(place, fields)
-    out.json({"added": model, "path": str(place.settings_file)})
+    lacking = _lacking(model)
+    out.json({"added": model, "path": str(place.settings_file), "findings": lacking})
     out.say("model_added", name=name, path=place.settings_file)
+    for finding in lacking:
+        what, why, fix = finding.told(out.language)
+        out.warn(f"{what}: {why}")
+        out.say("model_first", command=fix)
     out.say("model_restart")
+
+
+def _local_model(out: Output, name: str, path: str) -> dict[str, Any]:
+    """What the settings say of a file, for llama.cpp, or of a folder, for torch. Raises CommandFailed."""
+    from sekisho.ops.doctor.torch_models import folder_fault
+
+    folder = Path(path).expanduser().absolute()
+    if path == "builtin" or not folder.is_dir():
+        return {"path": _model_file(path)}
+    fault = folder_fault(name, folder)
+    if fault is not None:
+        what, why, fix = fault.told(out.language)
+        raise CommandFailed(f"{what}: {why}", hint=fix, details={"case": fault.case})
+    return {"engine": "torch", "path": str(folder)}
+
+
+def _lacking(model: "ModelConfig") -> "list[Finding]":
+    """What must be installed before the model can run."""
+    from sekisho.ops.doctor.torch_models import check_packages
+
+    found = check_packages([model.name]) if model.engine == "torch" else []
+    return [finding for finding in found if finding.severity == "error"]
 
 
 def _model_file(path: str) -> str:

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sekisho.core.wilson import wilson
 from sekisho.evaluate.figures import Interval
-from sekisho.guard.evaluation import wilson
 
 LEVEL = 0.95
 POWER = 0.80

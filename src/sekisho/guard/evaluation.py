@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from math import sqrt
 from typing import cast
 
 import msgspec
 
 from sekisho.core.verdict import DECISIONS, Category, Decision, Verdict
+from sekisho.core.wilson import wilson
 
 Judge = Callable[[str, str], Verdict]
 
@@ -35,7 +35,6 @@ _DECISION_ALIASES: dict[str, Decision] = {
     **dict.fromkeys(("escalate", "escalated", "escalation", "human", "エスカレーション"), "escalate"),
     **dict.fromkeys(("refuse", "refused", "deny", "block", "reject", "拒否"), "refuse"),
 }  # fmt: skip
-_Z_95 = 1.959963984540054
 
 
 class BadLine(ValueError):
@@ -216,17 +215,6 @@ def rate(hits: int, count: int) -> Rate:
         return Rate(hits, count, None, None, None)
     low, high = wilson(hits, count)
     return Rate(hits, count, hits / count, low, high)
-
-
-def wilson(hits: int, count: int, z: float = _Z_95) -> tuple[float, float]:
-    """The Wilson score interval without continuity correction (Wilson 1927). `count` > 0."""
-    share = hits / count
-    middle = share + z * z / (2 * count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    whole = 1 + z * z / count
-    low = 0.0 if hits == 0 else (middle - half) / whole
-    high = 1.0 if hits == count else (middle + half) / whole
-    return low, high
 
 
 def confusion_svg(evaluation: Evaluation) -> str:

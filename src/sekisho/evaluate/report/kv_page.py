@@ -1,7 +1,7 @@
 """The page of `sekisho kv bench`: one file, no scripts, in one language. Takes the results as plain JSON values, so
 that it can be made where PyTorch is not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -46,6 +46,7 @@ WORDS: Final[dict[str, Words]] = {
     "full": ("full precision", "全精度"),
     "shape": ("model", "モデル"),
     "tokens": ("tokens", "トークン"),
+    "batch": ("sequences at once", "同時の系列数"),
     "layers": ("layers measured", "計測した層"),
     "megabytes": ("MiB", "MiB"),
     "step": ("ms", "ミリ秒"),
@@ -109,7 +110,8 @@ def speed_cells(row: Row) -> list[str]:
     layers = f"{row['layers_measured']} / {row['layers']}"
     relative = _told(row["relative"], interval=True)
     against = f"{relative} × {row['reference']}" if row["relative"]["value"] is not None else relative
-    return [name_of(row), row["subject"], f"{row['tokens']:,}", layers, _told(row["step_ms"]), against]
+    size = [f"{row['tokens']:,}", str(row["batch"]), layers]
+    return [name_of(row), row["subject"], *size, _told(row["step_ms"]), against]
 
 
 def _point(row: Row) -> Point | None:
@@ -138,12 +140,6 @@ def _counted(figure: Row) -> str:
     if figure["value"] is None:
         return visible(figure["reason"] or _DASH)
     return f"{round(figure['value'] * figure['n'])} / {figure['n']}"
-
-
-def best(rows: Iterable[Row]) -> list[Row]:
-    """Rows that have numbers, best first: by divergence."""
-    known = [row for row in rows if row["mean_divergence"]["value"] is not None]
-    return sorted(known, key=lambda row: row["mean_divergence"]["value"])
 
 
 @cache

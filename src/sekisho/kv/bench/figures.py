@@ -1,17 +1,17 @@
 """Figures with their spread: percentile bootstrap over blocks of positions, Wilson's interval for shares."""
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sekisho.core.wilson import wilson
+
 Array = npt.NDArray[np.float64]
 _DRAWS: Final = 1000
 _LEAST_BLOCKS: Final = 5
-_Z: Final = 1.959963984540054
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +59,5 @@ def counted(right: int, of: int) -> Figure:
     """A share of independent trials, with Wilson's interval (1927)."""
     if of == 0:
         return missing("nothing was tried")
-    share, square = right / of, _Z * _Z
-    centre = (share + square / (2 * of)) / (1 + square / of)
-    half = _Z / (1 + square / of) * sqrt(share * (1 - share) / of + square / (4 * of * of))
-    low, high = (0.0 if right == 0 else centre - half), (1.0 if right == of else centre + half)
-    return Figure(value=share, low=low, high=high, n=of, blocks=of)
+    low, high = wilson(right, of)
+    return Figure(value=right / of, low=low, high=high, n=of, blocks=of)

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import psutil
 
-from sekisho.ops.doctor import clock, disk, files, keys, machine, model_files, network, processes, programs, upstream
+from sekisho.ops.doctor import (
+    clock,
+    disk,
+    files,
+    keys,
+    machine,
+    model_files,
+    network,
+    processes,
+    programs,
+    torch_models,
+    upstream,
+)
 from sekisho.ops.doctor.finding import Case, Finding, Patient
 
 DEADLINE_S = 4.5
@@ -57,6 +69,7 @@ CHECKS: dict[str, Check] = {
     "machine": machine.check_machine,
     "graphics cards": machine.check_cards,
     "model files": model_files.check_models,
+    "torch models": torch_models.check_torch_models,
     "models folder": model_files.check_folder,
     "processes": processes.check_children,
 }

@@ -313,7 +313,7 @@ def check_torch(
     if torch is None:
         return []
     findings = []
-    if numpy is not None and _numbers(numpy.version) >= (2,) and _numbers(torch.version) < NUMPY_2_SINCE_TORCH:
+    if numpy is not None and numbers(numpy.version) >= (2,) and numbers(torch.version) < NUMPY_2_SINCE_TORCH:
         findings.append(NUMPY_TOO_NEW.found(torch=torch.version, numpy=numpy.version))
     if driver is None or driver.cuda is None:
         return findings
@@ -349,7 +349,8 @@ def torch_cuda(torch: Package) -> tuple[int, int] | None:
     return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """Major and minor, without what a build adds."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
 
 
