@@ -19,9 +19,11 @@ from sekisho.cli import (
     keys,
     kv,
     models,
+    policy,
     rubric,
     scorecard,
     server,
+    top,
     usage,
     version,
 )
@@ -58,6 +60,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(escalation.app, name="escalation")
 app.add_typer(emergency.app, name="emergency")
 app.add_typer(configuration.app, name="config")
+app.add_typer(policy.app, name="policy")
+top.register(app)
 clients.register(app)
 doctor.register(app)
 gate.register(app)

@@ -1,5 +1,6 @@
 """What the commands say, in English and Japanese."""
 
+from sekisho.cli.agent_messages import TABLE as AGENT
 from sekisho.cli.evaluate_messages import TABLE as EVALUATE
 from sekisho.cli.gate_messages import TABLE as GATES
 from sekisho.cli.kv_messages import TABLE as KV
@@ -250,6 +251,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "config_default": ("{path}: not there, the defaults are used", "{path}: ファイルがないため既定値を使います"),
     "config_written": ("{path} written", "{path} を作りました"),
     "model_added": ("Model {name} added to {path}.", "モデル {name} を {path} に追加しました。"),
+    "model_first": ("Type this first: {command}", "先に実行してください: {command}"),
     "model_restart": (
         "Restart to use it: sekisho down, then sekisho up",
         "反映するには: sekisho down のあと sekisho up",
@@ -280,6 +282,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "gpus_total": ("memory", "メモリー"),
     "gpus_share": ("share", "使用率"),
     "gpus_busy": ("busy", "稼働率"),
+    **AGENT,
     **EVALUATE,
     **GATES,
     **KV,

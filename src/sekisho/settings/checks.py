@@ -2,12 +2,14 @@
 
 import ipaddress
 import re
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from sekisho.engines.config import ModelConfig
 from sekisho.guard import desk_config
+from sekisho.kv.policy import PolicyError, from_plain
 from sekisho.settings.document import Document, Path
 from sekisho.settings.model import Settings
 from sekisho.settings.shape import SECRET_ADVICE, SECRET_NAME, closest
@@ -26,6 +28,7 @@ def check(document: Document, settings: Settings) -> None:
     _check_guard(document, settings)
     _in_range(document, ("logs", "max_bytes"), settings.logs.max_bytes, low=100_000)
     _in_range(document, ("logs", "keep"), settings.logs.keep, low=0, high=1000)
+    _check_control(document, settings)
     if not settings.models:
         document.problem(("models",), "no model", "remove the line to get the built-in `sekisho-mini`")
     for index, model in enumerate(settings.models):
@@ -92,6 +95,38 @@ def _check_guard(document: Document, settings: Settings) -> None:
         document.problem((*here, "escalation", *fault.path), fault.message)
 
 
+def _check_control(document: Document, settings: Settings) -> None:
+    control, here = settings.control, ("control",)
+    _in_range(document, (*here, "port"), control.port, low=0, high=65_535)
+    _in_range(document, (*here, "window_s"), control.window_s, low=1, high=3600)
+    for field in ("fast_s", "middle_s", "slow_s"):
+        _in_range(document, (*here, "loops", field), getattr(control.loops, field), low=0.1, high=3600)
+    quality, place = control.quality, (*here, "quality")
+    _in_range(document, (*place, "light_every_h"), quality.light_every_h, low=0.1, high=168)
+    if not re.fullmatch(r"(?:[01]\d|2[0-3]):[0-5]\d", quality.full_at):
+        document.problem((*place, "full_at"), "not a time of day", 'as in "06:00"')
+    if quality.zone is not None and not _is_zone(quality.zone):
+        document.problem((*place, "zone"), "not a time zone", "as in Asia/Tokyo")
+    if quality.step_back_after is not None:
+        _in_range(document, (*place, "step_back_after"), quality.step_back_after, low=1, high=1000)
+    for index, origin in enumerate(control.cors_origins):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
+            document.problem((*here, "cors_origins", index), "not an origin", "as in https://chat.example.com")
+    if control.webhook_url is not None:
+        _check_web_address(document, (*here, "webhook_url"), control.webhook_url)
+    if control.webhook_key_env is not None and not VARIABLE.fullmatch(control.webhook_key_env):
+        document.problem((*here, "webhook_key_env"), "not the name of a variable", "the key itself stays out of here")
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return False
+    return True
+
+
 def _check_model(document: Document, model: ModelConfig, here: Path) -> None:
     if not NAME.fullmatch(model.name):
         document.problem((*here, "name"), "not a name", "1 to 200 characters without spaces")
@@ -129,6 +164,10 @@ def _check_torch(document: Document, model: ModelConfig, here: Path) -> None:
         document.problem((*here, "url"), "is for the engine `openai_http`", "remove this line", at_key=True)
     if model.kv_limit_mib is not None:
         _in_range(document, (*here, "kv_limit_mib"), model.kv_limit_mib, low=0, above=True)
+    try:
+        from_plain(model.kv or {})
+    except PolicyError as error:
+        document.problem((*here, "kv", *error.field.split(".")), error.fault)
 
 
 def _check_upstream(document: Document, model: ModelConfig, here: Path) -> None:

@@ -3,6 +3,7 @@
 import msgspec
 
 from sekisho.audit.config import AuditConfig
+from sekisho.control.config import ControlConfig
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
@@ -24,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guard: GuardConfig = GuardConfig()
     audit: AuditConfig = AuditConfig()
     logs: LogsConfig = LogsConfig()
+    control: ControlConfig = ControlConfig()
     models: tuple[ModelConfig, ...] = (BUILTIN_MODEL,)
     default_model: str | None = None
     aliases: dict[str, str] = {}

@@ -107,7 +107,7 @@ def expectation(kind: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in arguments)
     if origin in (Union, UnionType):
         return " or ".join(expectation(choice) for choice in arguments)
-    return _WORDS.get(kind, str(kind))
+    return "`name: value` lines" if origin is dict else _WORDS.get(kind, str(kind))
 
 
 def _described(value: Any, path: Path) -> str:

@@ -1,0 +1,1 @@
+"""The agent's interface: `/v1` on loopback, by aiohttp."""
