@@ -139,9 +139,7 @@ async def test_an_engine_that_comes_back_gets_the_policy_again(tmp_path: Path) -
     await agent._middle()
     assert agent.health().status == "failing"
     engine.state_now = ready
-    engine.policy = msgspec.structs.replace(
-        engine.policy, kv=msgspec.structs.replace(engine.policy.kv, recent_window=64)
-    )
+    engine.policy = Policy()
     await agent._middle()
     assert engine.policy.kv.recent_window == 99
     await agent._middle()
