@@ -141,7 +141,7 @@ def tiled(block: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def dense_tokens(kv_heads: int, count: int, draw: torch.Generator) -> DenseTokens:
     stored = [normal((1, kv_heads, count, HEAD_DIM), MODEL, draw) for _ in range(2)]
-    return DenseTokens(*stored, torch.zeros(1, dtype=torch.int32), torch.tensor([count], dtype=torch.int32))
+    return DenseTokens(*stored, torch.tensor([count], dtype=torch.int32))
 
 
 def copies(layer_bytes: int) -> int:

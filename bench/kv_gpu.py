@@ -9,26 +9,20 @@ the second-level cache; the answer is checked against the reference before anyth
 the replays, with the 10th and the 90th percentile. Bytes are those of the pages and dense tokens that a step must read;
 their share is of what the card copies per second, bytes read and written both counted, measured in the same run.
 
-Models: random weights of a 7B and a 20B Llama shape. Each cache gets the same bytes for keys and values and as many
-sequences as they hold; tokens/s is of all decode steps by the clock, with Python and with the making of pages.
+Models: see `kv_gpu_models`.
 """
 
 import argparse
-import gc
 import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 if "--interpret" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -37,22 +31,18 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from sekisho.kv.cache import TieredCache, register
+from gpu_clock import DEVICE, Figures, cold_copies, copy_gb_per_s, graph_times, release, spread
+from kv_gpu_models import ModelCase, llama, model_cases, model_figures
+from sekisho.kv.cache import register
 from sekisho.kv.formats import DENSE, PAGE, Format, layout
 from sekisho.kv.kernels import reference
 from sekisho.kv.kernels.base import DenseTokens, PageView
 from sekisho.kv.kernels.triton_decode import decode_attention
-from sekisho.kv.policy import KVPolicy
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OUT = Path(__file__).resolve().parent / "out" / "kv_gpu.json"
 SINKS, RECENT = 16, 64
-REPLAYS, WARM_UP = 40, 5
 WITHIN = 1e-4
-COLD_CACHES = 4  # times the second-level cache, over which a measurement's data is spread
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,58 +126,7 @@ def _random_tokens(shape: Shape, batch: int, tokens: int) -> DenseTokens:
     size = (batch, shape.kv_heads, tokens, shape.head_dim)
     keys, values = (torch.randn(size, device=DEVICE, dtype=torch.float16) for _ in range(2))
     whole = torch.full((batch,), tokens, dtype=torch.int32, device=DEVICE)
-    return DenseTokens(keys, values, torch.zeros_like(whole), whole)
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def graph_times(calls: list[Callable[[], object]]) -> list[float]:
-    """Microseconds of one call, from replays of a CUDA graph of all of them, one after another."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            for call in calls:
-                call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for replay in range(WARM_UP + REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        if replay >= WARM_UP:
-            times.append(begin.elapsed_time(end) * 1000 / len(calls))
-    return times
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    ordered = sorted(times)
-    return {
-        "median_us": round(median(ordered), 2),
-        "p10_us": round(ordered[len(ordered) // 10], 2),
-        "p90_us": round(ordered[len(ordered) * 9 // 10], 2),
-    }
-
-
-def copy_gb_per_s() -> float:
-    """Bytes read and written, of 2 GiB that are copied within the card."""
-    source = torch.empty(2**31, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    seconds = median(graph_times([lambda: target.copy_(source)])) / 1e6
-    return 2 * source.numel() / seconds / 1e9
-
-
-def _copies(size: int) -> int:
-    """How many copies of `size` bytes the second-level cache cannot hold."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return max(1, min(32, -(-COLD_CACHES * cache // size)))
+    return DenseTokens(keys, values, whole)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -213,7 +152,7 @@ def rivals(shape: Shape, batch: int, context: int) -> Figures:
     """PyTorch's attention over the same tokens in float16: as it chooses, and FlashAttention."""
     size = batch * shape.kv_heads * context * shape.head_dim * 2 * 2
     data = []
-    for _ in range(_copies(size)):
+    for _ in range(cold_copies(size)):
         keys = _random_tokens(shape, batch, context)
         query = torch.randn(batch, shape.heads, 1, shape.head_dim, device=DEVICE, dtype=torch.float16)
         data.append((query, keys.keys, keys.values))
@@ -234,7 +173,7 @@ def rivals(shape: Shape, batch: int, context: int) -> Figures:
 
 def ours(shape: Shape, batch: int, context: int, mix: Mix) -> Figures:
     first, size = view_of(shape, batch, context, mix)
-    views = [first, *(view_of(shape, batch, context, mix)[0] for _ in range(_copies(size) - 1))]
+    views = [first, *(view_of(shape, batch, context, mix)[0] for _ in range(cold_copies(size) - 1))]
     times = graph_times([lambda view=view: decode_attention(view) for view in views])  # type: ignore[misc]
     return {"bytes": size} | spread(times)
 
@@ -255,109 +194,6 @@ def attention(copied: float) -> Iterator[Figures]:
             release()
         print()
         yield row
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-def release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@dataclass(frozen=True)
-class ModelCase:
-    """A model's shape, the bytes for keys and values, the prompt's length and the steps that are timed: some pages'."""
-
-    name: str
-    config: LlamaConfig
-    cache_bytes: int
-    prompt: int = 4096
-    steps: int = 3 * PAGE
-
-    @property
-    def longest(self) -> int:
-        return self.prompt + self.steps + WARM_UP
-
-
-def llama(hidden: int, layers: int, inner: int, heads: int, kv_heads: int, head_dim: int) -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=head_dim, vocab_size=32000, max_position_embeddings=32768,
-    )  # fmt: skip
-
-
-def model_cases() -> tuple[ModelCase, ...]:
-    return (
-        ModelCase("7B", llama(4096, 32, 11008, 32, 32, 128), 16 * 2**30),
-        ModelCase("20B", llama(6144, 54, 16384, 64, 8, 64), 4 * 2**30),
-    )
-
-
-@contextmanager
-def random_model(config: LlamaConfig, dtype: torch.dtype) -> Iterator[LlamaForCausalLM]:
-    """Random weights, made where they are used."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with DEVICE:
-            model = LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-    try:
-        yield model
-    finally:
-        del model
-        release()
-
-
-CACHES: dict[str, tuple[str, Callable[[ModelCase], Any]]] = {
-    "dynamic": ("sdpa", lambda case: DynamicCache(config=case.config)),
-    "static": ("sdpa", lambda case: StaticCache(config=case.config, max_cache_len=case.longest)),
-    "tiered": ("sekisho", lambda case: TieredCache(KVPolicy(), config=case.config)),
-}
-
-
-@torch.inference_mode()
-def decode_steps(
-    model: LlamaForCausalLM, name: str, batch: int, case: ModelCase, steps: int
-) -> tuple[Any, list[float]]:
-    """The cache after the prompt and so many steps, and the microseconds of each."""
-    implementation, make = CACHES[name]
-    model.set_attn_implementation(implementation)
-    cache, times = make(case), []
-    prompt = torch.randint(0, case.config.vocab_size, (batch, case.prompt), device=model.device)
-    logits = model(prompt, past_key_values=cache, logits_to_keep=1).logits
-    for _ in range(steps):
-        begin = time.perf_counter()
-        logits = model(logits[:, -1:].argmax(-1), past_key_values=cache, logits_to_keep=1).logits
-        logits.cpu()  # waits
-        times.append((time.perf_counter() - begin) * 1e6)
-    return cache, times
-
-
-def decode_speed(model: LlamaForCausalLM, name: str, batch: int, case: ModelCase) -> Figures:
-    """Tokens per second of `batch` sequences."""
-    try:
-        times = decode_steps(model, name, batch, case, case.steps + WARM_UP)[1][WARM_UP:]
-    except torch.OutOfMemoryError as error:
-        return {"batch": batch, "failed": str(error).splitlines()[0]}
-    return {"batch": batch, "tokens_per_s": round(batch * len(times) / sum(times) * 1e6, 1)} | spread(times)
-
-
-def model_figures(case: ModelCase, dtype: torch.dtype) -> Figures:
-    with random_model(case.config, dtype) as model:
-        config = case.config
-        dense = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * case.longest
-        tiered = sum(rows.allocated_bytes for rows in decode_steps(model, "tiered", 1, case, 0)[0].tiers)
-        sizes = {"dense": dense, "tiered": tiered * case.longest // case.prompt}
-        figures: Figures = {"model": case.name, "cache_bytes": case.cache_bytes, "sequence_bytes": sizes, "caches": {}}
-        for name in CACHES:
-            release()
-            batch = max(1, case.cache_bytes // sizes.get(name, dense))
-            figures["caches"][name] = decode_speed(model, name, batch, case)
-    return figures
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

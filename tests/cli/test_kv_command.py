@@ -39,6 +39,16 @@ def test_what_cannot_be_is_told(sekisho: Run, arguments: tuple[str, ...], words:
 
 
 @pytest.mark.kv
+@pytest.mark.parametrize("body", ['{"mode": "fast"}', '{"budgte": 1}', '{"budget": 7}', "[]", "{"])
+def test_a_file_that_is_no_policy_is_told(sekisho: Run, tmp_path: Path, body: str) -> None:
+    """The line has the file's name."""
+    (tmp_path / "mine.json").write_text(body)
+    code, _, error = sekisho("kv", "bench", "--policy", str(tmp_path / "mine.json"))
+    assert code == 2
+    assert "mine.json" in error
+
+
+@pytest.mark.kv
 def test_caches_are_compared(sekisho: Run, tmp_path: Path) -> None:
     """The built-in model's quality under three caches: full precision loses nothing, the others hold fewer bytes; the
     file says what the screen says, and a page is written."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from sekisho.kv.policy import KVPolicy
+from sekisho.kv.policy import PRESETS, KVPolicy, from_plain
 
 PAGE = Path(__file__).parents[2] / "docs" / "torch-engine.md"
 WORKER = Path(__file__).parents[2] / "src" / "sekisho" / "engines" / "torch_worker" / "server.py"
@@ -16,7 +16,9 @@ def test_every_field_of_the_policy_is_in_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text.partition("## The policy")[2], re.MULTILINE))
     defaults = msgspec.to_builtins(KVPolicy())
-    assert set(defaults) <= set(rows)
+    assert set(defaults) | {"mode"} <= set(rows)
+    assert from_plain({"mode": rows["mode"].strip("`")}) == KVPolicy()
+    assert all(f"`{mode}`" in text for mode in PRESETS)
     for name, value in defaults.items():
         told = rows[name].strip("`")
         if isinstance(value, bool | int | float | str) and not rows[name].startswith("see"):

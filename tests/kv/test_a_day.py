@@ -1,9 +1,7 @@
 """A day in the life of a cache: a policy change each minute, and all that happens between them."""
 
 import random
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that transformers loads where it finds them
     pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
 
-sys.path.insert(0, str(Path(__file__).parent))  # the shadow lies beside the tests
 
 from rows_shadow import CPU, Row, Shadow, shadow
 

@@ -12,32 +12,19 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
 
 import transformers
+from tiny_models import DENSE, SIZES
 
 from sekisho.kv import KVPolicy, LevelThresholds, TieredCache, register
 from sekisho.kv.cache import layer_windows
 
-pytestmark = pytest.mark.kv
+pytestmark = [pytest.mark.kv, pytest.mark.usefixtures("one_thread")]
 
 PROMPT, TURN, DRAFT, END = 180, 210, 220, 232  # tokens: a prompt, a second turn, some at once, then one by one
 SLIDING = 100  # tokens: shorter than the prompt, so that pages fall behind it
 
-DENSE = KVPolicy(recent_window=16, sinks=4, budget=None, level_thresholds=LevelThresholds(0, 0, 0))
 EIGHT_BITS = KVPolicy(
     recent_window=16, sinks=4, budget=None, ladder=((8, 8),), level_thresholds=LevelThresholds(1, 0, 0)
 )
-SMALL: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "initializer_range": 0.12,  # attention that is far from even, so that it matters what is seen
-}
 BOTH = ["sliding_attention", "full_attention"]
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
@@ -89,7 +76,7 @@ def built(name: str) -> Any:
     """A random model, the same for the same name; its attention is transformers' own, written out."""
     config_class, model_class, special = MODELS[name]
     torch.manual_seed(11)
-    config = getattr(transformers, config_class)(**(SMALL | special))
+    config = getattr(transformers, config_class)(**(SIZES | special))
     return getattr(transformers, model_class)._from_config(config, attn_implementation="eager").eval()
 
 
@@ -100,20 +87,11 @@ def logits(model: Any, cache: Any, tokens: Any) -> Any:
         return torch.cat([model(tokens[:, first:end], cache=cache).logits.float() for first, end in steps], 1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """Tiny matrices are not worth more, and other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest) -> Case:
     """One of the models above."""
     model = built(request.param)
-    tokens = torch.randint(2, SMALL["vocab_size"], (2, END), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(2, SIZES["vocab_size"], (2, END), generator=torch.Generator().manual_seed(3))
     expected = logits(model, transformers.DynamicCache(config=model.config), tokens)
     if "bfloat16" not in request.param:
         return Case(model, tokens, expected, 0.0)
@@ -194,7 +172,7 @@ def test_windows() -> None:
         "gemma3": [SLIDING, None],
     }.items():
         config_class, _, special = MODELS[name]
-        assert layer_windows(getattr(transformers, config_class)(**(SMALL | special))) == windows
+        assert layer_windows(getattr(transformers, config_class)(**(SIZES | special))) == windows
 
 
 @pytest.mark.parametrize(
@@ -219,7 +197,7 @@ def test_refused(config_class: str, special: dict[str, Any], message: str) -> No
 def test_latent_attention_refused() -> None:
     """Keys and values of different sizes are refused at the first token, with both sizes."""
     config = transformers.DeepseekV3Config(
-        **(SMALL | {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}),
+        **(SIZES | {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}),
         v_head_dim=16,
         first_k_dense_replace=2,
     )
@@ -230,7 +208,7 @@ def test_latent_attention_refused() -> None:
 
 def test_encoder_refused() -> None:
     """Layers that see both sides are not computed as if they were causal."""
-    config = transformers.BertConfig(**(SMALL | {"num_key_value_heads": None}))
+    config = transformers.BertConfig(**(SIZES | {"num_key_value_heads": None}))
     model = transformers.BertModel._from_config(config, attn_implementation=register()).eval()
     with pytest.raises(ValueError, match="causal"):
         model(torch.arange(2, 8)[None], attention_mask=torch.ones(1, 6, dtype=torch.long))

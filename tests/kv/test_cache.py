@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +15,12 @@ with warnings.catch_warnings():
 import hypothesis.strategies as st
 from hypothesis import given, settings
 from msgspec import structs
-from transformers import (
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from tiny_models import DENSE, EVICTING, SIZES, TIGHT, drawn, read, singly, tiny_llama
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from sekisho.kv import KVPolicy, LevelThresholds, StorageError, TieredCache, register
 
-pytestmark = pytest.mark.kv
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.12,
-}
-DENSE = KVPolicy(recent_window=16, sinks=4, budget=None, level_thresholds=LevelThresholds(0, 0, 0))
-TIGHT = KVPolicy(recent_window=16, sinks=4, budget=0.3)
-EVICTING = KVPolicy(
-    recent_window=16, sinks=4, budget=None, evict=True, level_thresholds=LevelThresholds(0.55, 0.55, 0.5)
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices are not worth more, and other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    """A random model with the attention of the tiers."""
-    torch.manual_seed(7)
-    return LlamaForCausalLM._from_config(LlamaConfig(**SIZES), attn_implementation=register()).eval()
-
-
-@pytest.fixture(scope="module")
-def mistral() -> Any:
-    """The same with sliding windows of 100 tokens."""
-    torch.manual_seed(7)
-    config = MistralConfig(**SIZES, sliding_window=100, head_dim=16)
-    return MistralForCausalLM._from_config(config, attn_implementation=register()).eval()
-
-
-def drawn(seed: int, count: int, rows: int = 1) -> Any:
-    """(rows, count) token ids."""
-    return torch.randint(2, 96, (rows, count), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def read(model: Any, cache: Any, *parts: Any) -> Any:
-    """Logits of the tokens of all parts, (B, n, V), each part a pass."""
-    return torch.cat([model(part, cache=cache).logits for part in parts], 1)
-
-
-def singly(tokens: Any) -> tuple[Any, ...]:
-    """The same tokens one by one."""
-    return tokens.split(1, 1)
+pytestmark = [pytest.mark.kv, pytest.mark.usefixtures("one_thread")]
 
 
 class Ragged:
@@ -316,8 +252,7 @@ def test_load_for_another_model(llama: Any, mistral: Any, tmp_path: Path) -> Non
     cache.save(tmp_path / "cache")
     with pytest.raises(StorageError, match="windows"):
         TieredCache.load(tmp_path / "cache", mistral.config)
-    larger = LlamaForCausalLM._from_config(LlamaConfig(**(SIZES | {"num_key_value_heads": 4}))).eval()
-    larger.set_attn_implementation(register())
+    larger = tiny_llama(num_key_value_heads=4)
     loaded = TieredCache.load(tmp_path / "cache", larger.config)
     with pytest.raises(ValueError, match="1 rows of 2 heads of 16"):
         read(larger, loaded, drawn(13, 1))

@@ -40,13 +40,11 @@ class Draw:
 
 def tokens(draw: Draw, capacity: int, head_dim: int, dtype: torch.dtype) -> DenseTokens:
     length = draw.whole(0, capacity, BATCH)
-    offset = torch.stack([draw.whole(0, capacity - int(each)) for each in length])
     stored = [draw.normal(BATCH, KV_HEADS, capacity, head_dim).to(dtype) for _ in range(2)]
     for each in stored:  # what no row has must not be read
         for row in range(BATCH):
-            each[row, :, : offset[row]] = torch.nan
-            each[row, :, offset[row] + length[row] :] = torch.nan
-    return DenseTokens(*stored, offset, length)
+            each[row, :, length[row] :] = torch.nan
+    return DenseTokens(*stored, length)
 
 
 def pools(draw: Draw, formats: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[dict[int, Tensor], Tensor]:

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,65 +11,20 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that transformers loads where it finds them
     pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
 
-from transformers import (
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessor,
-    MistralConfig,
-    MistralForCausalLM,
-    StoppingCriteria,
-)
+from tiny_models import DENSE, TIGHT, tiny_llama
+from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from sekisho.kv import KVPolicy, LevelThresholds, TieredCache, register
+from sekisho.kv import KVPolicy, LevelThresholds, TieredCache
 
-pytestmark = pytest.mark.kv
+pytestmark = [pytest.mark.kv, pytest.mark.usefixtures("one_thread")]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.12,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 NEW = 24  # tokens
-DENSE = KVPolicy(recent_window=16, sinks=4, budget=None, level_thresholds=LevelThresholds(0, 0, 0))
-TIGHT = KVPolicy(recent_window=16, sinks=4, budget=0.3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices are not worth more, and other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def built(kind: str, seed: int = 7) -> Any:
-    """A random model with the attention of the tiers: full, or sliding over 100 tokens."""
-    torch.manual_seed(seed)
-    if kind == "llama":
-        return LlamaForCausalLM._from_config(LlamaConfig(**SIZES), attn_implementation=register()).eval()
-    config = MistralConfig(**SIZES, sliding_window=100, head_dim=16)
-    return MistralForCausalLM._from_config(config, attn_implementation=register()).eval()
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
 def model(request: pytest.FixtureRequest) -> Any:
-    return built(request.param)
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return built("llama")
+    return request.getfixturevalue(request.param)
 
 
 def prompts(lengths: list[int], seed: int = 1) -> dict[str, Any]:
@@ -273,7 +227,7 @@ def test_without_a_cache(llama: Any) -> None:
 def test_meta_device() -> None:
     """A model without weights has a cache made for it, and can be asked for shapes without one."""
     with torch.device("meta"):
-        model = LlamaForCausalLM._from_config(LlamaConfig(**SIZES), attn_implementation=register()).eval()
+        model = tiny_llama()
         tokens = torch.ones(1, 5, dtype=torch.long)
         assert model(tokens, cache=DynamicCache(config=model.config)).logits.shape == (1, 5, 96)
     assert len(TieredCache(config=model.config)) == 2

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, Format, decode_pages, encode_pages, layout
-from sekisho.kv.pages import FRESH_MASS, PageTable, Terms
+from sekisho.kv.pages import PageTable
+from sekisho.kv.plan import FRESH_MASS, Terms
 from sekisho.kv.policy import KVPolicy, LevelThresholds
 from sekisho.kv.rotation import Transform, rotation
 

@@ -10,10 +10,11 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given
 
-from sekisho.kv.policy import WIDTHS, KVPolicy, LevelThresholds, PolicyError
+from sekisho.kv.policy import PRESETS, WIDTHS, KVPolicy, LevelThresholds, PolicyError, from_plain
 
 pytestmark = pytest.mark.kv
 
+modes = st.sampled_from(sorted(PRESETS))
 ascending = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted)
 
 
@@ -31,7 +32,7 @@ def test_a_policy_within_bounds_survives_json(
     """Every policy within the bounds exists, and is itself again after JSON."""
     low, middle, high = thresholds
     limits = LevelThresholds(high, middle, low)
-    policy = KVPolicy("dynamic", window, limits, sinks, budget, evict=evict, host_copy=host_copy)
+    policy = KVPolicy(window, limits, sinks, budget, evict=evict, host_copy=host_copy)
     assert msgspec.json.decode(msgspec.json.encode(policy), type=KVPolicy) == policy
 
 
@@ -84,6 +85,61 @@ def test_an_unknown_field_is_an_error() -> None:
     """A misspelt field is not passed over, neither by the decoder nor by Python."""
     with pytest.raises(msgspec.ValidationError, match="budgte"):
         msgspec.json.decode(b'{"budgte": 0.5}', type=KVPolicy)
+
+
+def test_a_mode_is_where_the_other_fields_start() -> None:
+    """`mode` takes a preset whole, and what stands beside it changes that preset; without it the default is changed."""
+    assert from_plain({}) == KVPolicy()
+    for mode, preset in PRESETS.items():
+        assert from_plain({"mode": mode}) == preset
+        changed = from_plain({"mode": mode, "sinks": 3, "budget": None})
+        assert changed == msgspec.structs.replace(preset, sinks=3, budget=None)
+    assert len(set(map(str, PRESETS.values()))) == len(PRESETS)
+
+
+@given(base=modes, mode=st.none() | modes, sinks=st.integers(0, 256))
+def test_fields_change_the_policy_in_force(base: str, mode: str | None, sinks: int) -> None:
+    """What is not named stays as it was; of thresholds too. A mode leaves nothing of it."""
+    before = msgspec.structs.replace(PRESETS[base], level_thresholds=LevelThresholds(0.8, 0.6, 0.4))
+    named = {} if mode is None else {"mode": mode}
+    start = before if mode is None else PRESETS[mode]
+    found = from_plain({**named, "sinks": sinks, "level_thresholds": {"L1_int8": 0.9}}, before)
+    limits = msgspec.structs.replace(start.level_thresholds, L1_int8=0.9)
+    assert found == msgspec.structs.replace(start, sinks=sinks, level_thresholds=limits)
+
+
+@given(mode=modes, budget=st.none() | st.floats(0.01, 1))
+def test_all_fields_win_over_any_mode(mode: str, budget: float | None) -> None:
+    """A policy in plain values is itself again, whatever mode stands beside it, as in the first saved caches."""
+    policy = KVPolicy(recent_window=100, budget=budget, ladder=((4, 4), (2, 2)))
+    assert from_plain({"mode": mode} | msgspec.to_builtins(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"mode": "fast"}, "mode"),
+        ({"mode": ["dynamic"]}, "mode"),
+        ({"mode": None}, "mode"),
+        ({"budgte": 0.5}, "budgte"),
+        ({"budget": "much"}, "budget"),
+        ({"budget": 7}, "budget"),
+        ({"budget": 10**400}, "budget"),
+        ({"evict": 1}, "evict"),
+        ({"ladder": [[8]]}, "ladder"),
+        ({"ladder": [[5, 5]]}, "ladder"),
+        ({"level_thresholds": 5}, "level_thresholds"),
+        ({"level_thresholds": {"L4": 0.5}}, "level_thresholds"),
+        ({"level_thresholds": {"L1_int8": 3}}, "level_thresholds.L1_int8"),
+        ({"level_thresholds": {"L1_int8": 0.1}}, "level_thresholds"),
+    ],
+)
+def test_plain_values_that_are_no_policy_are_named(fields: dict[str, object], field: str) -> None:
+    """An unknown mode or field, a wrong type, a value out of bounds: the error says which field it is."""
+    with pytest.raises(PolicyError, match=field) as refused:
+        from_plain({"recent_window": 32, **fields})
+    assert refused.value.field == field
+    assert str(refused.value) == f"{field} {refused.value.fault}"
 
 
 def test_the_default_goes_through_all_widths() -> None:

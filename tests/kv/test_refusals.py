@@ -3,7 +3,6 @@
 import copy
 import gc
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,64 +12,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that transformers loads where it finds them
     pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
 
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    StaticCache,
-)
+from tiny_models import DENSE, EVICTING, SIZES, TIGHT, drawn, read, singly, tiny_llama
+from transformers import LlamaConfig, StaticCache
 from transformers.masking_utils import create_chunked_causal_mask, create_sliding_window_causal_mask
 
-from sekisho.kv import KVPolicy, LevelThresholds, TieredCache, register
+from sekisho.kv import TieredCache
 
-pytestmark = pytest.mark.kv
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.12,
-}
-DENSE = KVPolicy(recent_window=16, sinks=4, budget=None, level_thresholds=LevelThresholds(0, 0, 0))
-TIGHT = KVPolicy(recent_window=16, sinks=4, budget=0.3)
-EVICTING = KVPolicy(
-    recent_window=16, sinks=4, budget=None, evict=True, level_thresholds=LevelThresholds(0.55, 0.55, 0.5)
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices are not worth more, and other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    """A random model with the attention of the tiers."""
-    torch.manual_seed(7)
-    return LlamaForCausalLM._from_config(LlamaConfig(**SIZES), attn_implementation=register()).eval()
-
-
-def drawn(seed: int, count: int, rows: int = 1) -> Any:
-    """(rows, count) token ids."""
-    return torch.randint(2, 96, (rows, count), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def read(model: Any, cache: Any, *parts: Any) -> Any:
-    """Logits of the tokens of all parts, (B, n, V), each part a pass."""
-    return torch.cat([model(part, cache=cache).logits for part in parts], 1)
-
-
-def singly(tokens: Any) -> tuple[Any, ...]:
-    """The same tokens one by one."""
-    return tokens.split(1, 1)
+pytestmark = [pytest.mark.kv, pytest.mark.usefixtures("one_thread")]
 
 
 def test_gradients(llama: Any) -> None:
@@ -185,11 +133,8 @@ def test_refusals(llama: Any) -> None:
         llama(tokens, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]), use_cache=False)
     with pytest.raises(ValueError, match="no static cache"):
         llama(tokens, cache=StaticCache(config=llama.config, max_cache_len=32))
-    dropping = LlamaForCausalLM._from_config(
-        LlamaConfig(**SIZES, attention_dropout=0.1), attn_implementation=register()
-    )
     with pytest.raises(ValueError, match="dropout"):
-        dropping.train()(tokens)
+        tiny_llama(attention_dropout=0.1).train()(tokens)
 
 
 def test_chunked_masks(llama: Any) -> None:
@@ -264,11 +209,10 @@ def test_another_batch(llama: Any) -> None:
 
 def test_compiled() -> None:
     """torch.compile changes nothing in what a model with a tiered cache answers."""
-    config = LlamaConfig(**(SIZES | {"num_hidden_layers": 1}))
-    model = LlamaForCausalLM._from_config(config, attn_implementation=register()).eval()
+    model = tiny_llama(num_hidden_layers=1)
     tokens = drawn(27, 122)
     parts = (tokens[:, :120], *singly(tokens[:, 120:]))
-    expected = read(model, TieredCache(TIGHT, config=config), *parts)
+    expected = read(model, TieredCache(TIGHT, config=model.config), *parts)
     compiled = torch.compile(model, backend="eager")
-    found = read(compiled, TieredCache(TIGHT, config=config), *parts)
+    found = read(compiled, TieredCache(TIGHT, config=model.config), *parts)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

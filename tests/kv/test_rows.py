@@ -1,8 +1,5 @@
 """Rows in tiers, beside a dense shadow: whatever happens to them, they hold what they should, at the price they say."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra kv: pip install 'sekisho[kv]'")
@@ -11,9 +8,6 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-
-sys.path.insert(0, str(Path(__file__).parent))  # the shadow lies beside the tests
-
 from rows_shadow import CPU, Shadow, shadow
 
 from sekisho.kv.formats import DENSE, EVICTED, PAGE, WIDTHS, Format

@@ -1,8 +1,6 @@
 """What a cache tells of itself is what it holds."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +12,6 @@ with warnings.catch_warnings():
 import hypothesis.strategies as st
 import msgspec
 from hypothesis import given, settings
-
-sys.path.insert(0, str(Path(__file__).parent))  # the shadow lies beside the tests
-
 from rows_shadow import CPU, Shadow, shadow
 
 from sekisho.kv.attention import Call, decode

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,11 +16,8 @@ with warnings.catch_warnings():
 import hypothesis.strategies as st
 import msgspec
 from hypothesis import HealthCheck, given, settings
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))  # the shadow lies beside the tests
-
 from rows_shadow import CPU, Shadow, shadow
+from safetensors.torch import load_file, save_file
 
 from sekisho.kv import storage
 from sekisho.kv.attention import Call, decode
@@ -237,6 +233,21 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     with pytest.raises(OtherVersion, match=r"version 7 .* version 1"):
         load(tmp_path / "cache", CPU)
+
+
+def test_a_file_from_before_modes_were_presets_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first files name a mode beside all the fields, which alone count; an unknown field is damage."""
+    path, policy = tmp_path / "cache", KVPolicy(recent_window=32, budget=0.6)
+    plain, rows = msgspec.to_builtins, lived(policy).rows
+    for more in ({"mode": "quality_optimized"}, {"mode": "dynamic"}, {"fashion": 1}):
+        monkeypatch.setattr(storage.msgspec, "to_builtins", lambda each, more=more: more | plain(each))
+        save(path, [rows], policy, 1)
+        monkeypatch.undo()
+        if "mode" in more:
+            assert load(path, CPU).policy == policy
+        else:
+            with pytest.raises(Damaged, match="fashion"):
+                load(path, CPU)
 
 
 @pytest.mark.parametrize(

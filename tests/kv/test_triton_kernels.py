@@ -1,33 +1,25 @@
 """The Triton kernels against the reference: on a GPU where there is one (`pytest -m gpu`), else in Triton's
-interpreter, in a process of its own, for Triton must be told before it is imported; and whether they compile for GPUs.
-"""
+interpreter, in a process of its own, for Triton must be told before it is imported."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra kv: pip install 'sekisho[kv]'")
-triton = pytest.importorskip("triton", reason="the GPU kernels need Triton: pip install triton")
+pytest.importorskip("triton", reason="the GPU kernels need Triton: pip install triton")
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton_views import DEVICE, INTERPRETED, ON_GPU, QUANTISED, Case, random_view
 
-from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, Format, decode_pages, layout
+from sekisho.kv.formats import DENSE, PAGE, Format, decode_pages, layout
 from sekisho.kv.formats import encode_pages as encode_reference
 from sekisho.kv.kernels import reference, triton_decode, triton_pack
-from sekisho.kv.kernels.base import DenseTokens, PageView, Partial
+from sekisho.kv.kernels.base import PageView, Partial
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 pytestmark = pytest.mark.kv
 
 _runs = (
@@ -35,97 +27,8 @@ _runs = (
     if ON_GPU
     else pytest.mark.skipif(not INTERPRETED, reason="runs within test_interpreter, or on a GPU with -m gpu")
 )
-_compiles = pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 PACKED = 64 if ON_GPU else 1  # pages
 examples = settings(max_examples=40 if ON_GPU else 4, deadline=None, suppress_health_check=list(HealthCheck))
-QUANTISED = [form for form in FORMATS.values() if not form.dense]
-
-
-# --- views ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a random view is made of. `visible`: of all tokens that a row has, the share that it may still see. `whole`:
-    no page is missing."""
-
-    forms: tuple[Format, ...]
-    group: int = 1
-    head_dim: int = 64
-    dtype: torch.dtype = torch.float32
-    batch: int = 2
-    kv_heads: int = 1
-    pages: int = 3
-    sinks: int = 16
-    recent: int = 70
-    visible: float = 1.0
-    whole: bool = False
-    seed: int = 0
-
-
-def _tokens(case: Case, room: int, generator: torch.Generator) -> DenseTokens:
-    """Rows of different lengths at different places, with numbers around them that are none."""
-    shape = (case.batch, case.kv_heads, room, case.head_dim)
-    length = torch.randint(0, room + 1, (case.batch,), generator=generator)
-    offset = (torch.rand(case.batch, generator=generator) * (room - length + 1)).long()
-    at = torch.arange(room)
-    there = (at >= offset[:, None]) & (at < (offset + length)[:, None])
-    keys, values = (
-        torch.randn(shape, generator=generator).masked_fill(~there[:, None, :, None], torch.nan) for _ in range(2)
-    )
-    return DenseTokens(keys.to(case.dtype), values.to(case.dtype), offset.int(), length.int())
-
-
-def view_of(case: Case) -> PageView:
-    """A random view: pages of the case's formats and missing ones, in shuffled slots among garbage."""
-    generator = torch.Generator().manual_seed(case.seed)
-    place = (case.batch, case.kv_heads, case.pages)
-    ids = torch.tensor([*([] if case.whole else [EVICTED]), *(form.id for form in case.forms)], dtype=torch.int8)
-    formats = ids[torch.randint(0, len(ids), place, generator=generator)]
-    slots = torch.full(place, -1, dtype=torch.int32)
-    pools = {}
-    for form in case.forms:
-        mine = formats == form.id
-        count = int(mine.sum())
-        size = (count, PAGE, case.head_dim)
-        keys, values = (torch.randn(size, generator=generator) * 3 for _ in range(2))
-        if form.dense:
-            keys, values = keys.to(case.dtype), values.to(case.dtype)
-        capacity = count + 2
-        length = layout(form, case.head_dim, case.dtype.itemsize).page_bytes
-        pool = torch.randint(0, 256, (capacity, length), dtype=torch.uint8, generator=generator)
-        where = torch.randperm(capacity, generator=generator)[:count]
-        pool[where] = encode_reference(keys, values, form)
-        slots[mine] = where.int()
-        pools[form.id] = pool
-    queries = (case.batch, case.kv_heads * case.group)
-    sinks, recent = _tokens(case, case.sinks, generator), _tokens(case, case.recent, generator)
-    least = case.pages if case.whole else 0
-    counts = torch.randint(least, case.pages + 1, (case.batch,), generator=generator, dtype=torch.int32)
-    lengths = sinks.length + counts * PAGE + recent.length
-    query, rotated = (torch.randn(*queries, case.head_dim, generator=generator) / case.head_dim**0.5 for _ in range(2))
-    view = PageView(
-        query=query,
-        rotated_query=rotated,
-        key_bias=torch.randn(queries, generator=generator),
-        formats=formats,
-        slots=slots,
-        page_count=counts,
-        pools=pools,
-        sinks=sinks,
-        recent=recent,
-        first_visible=(lengths * (1 - case.visible)).int(),
-    )
-    return _moved(view, DEVICE)
-
-
-def _moved(view: PageView, device: torch.device) -> PageView:
-    def there(tokens: DenseTokens) -> DenseTokens:
-        return DenseTokens(*(each.to(device) for each in vars(tokens).values()))
-
-    moved = {name: each.to(device) for name, each in vars(view).items() if isinstance(each, Tensor)}
-    pools = {form_id: pool.to(device) for form_id, pool in view.pools.items()}
-    return replace(view, **moved, pools=pools, sinks=there(view.sinks), recent=there(view.recent))
 
 
 def assert_agrees(view: PageView) -> Partial:
@@ -145,7 +48,7 @@ def assert_agrees(view: PageView) -> Partial:
 @pytest.mark.parametrize("form", [DENSE, *QUANTISED], ids=str)
 def test_every_format(form: Format) -> None:
     """Attention over pages of each format, alone, is that of the reference."""
-    assert_agrees(view_of(Case((form,), group=2, pages=2, batch=1, sinks=3, recent=5, whole=True, seed=form.id)))
+    assert_agrees(random_view(Case((form,), group=2, pages=2, batch=1, sinks=3, recent=5, whole=True, seed=form.id)))
 
 
 @_runs
@@ -154,7 +57,7 @@ def test_every_head_size(head_dim: int) -> None:
     """Heads whose quads fill blocks, heads whose quads do not, and heads that are no power of two."""
     forms = (DENSE, Format(8, 3), Format(4, 2), Format(2, 4), Format(3, 8))
     assert_agrees(
-        view_of(Case(forms, head_dim=head_dim, batch=1, pages=8, sinks=4, recent=4, whole=True, seed=head_dim))
+        random_view(Case(forms, head_dim=head_dim, batch=1, pages=8, sinks=4, recent=4, whole=True, seed=head_dim))
     )
 
 
@@ -164,7 +67,7 @@ def test_odd_head_sizes(head_dim: int) -> None:
     """Heads smaller than a matrix unit's tile, and those where four bits do not fill blocks either."""
     forms = tuple(Format(bits, bits) for bits in (8, 4, 3, 2))
     assert_agrees(
-        view_of(Case(forms, head_dim=head_dim, batch=1, pages=6, sinks=4, recent=4, whole=True, seed=head_dim))
+        random_view(Case(forms, head_dim=head_dim, batch=1, pages=6, sinks=4, recent=4, whole=True, seed=head_dim))
     )
 
 
@@ -172,7 +75,7 @@ def test_odd_head_sizes(head_dim: int) -> None:
 @pytest.mark.parametrize("group", [1, 3, 5, 8, 12])
 def test_every_group(group: int) -> None:
     """Any number of query heads may share a key/value head."""
-    assert_agrees(view_of(Case((Format(4, 4), DENSE), group=group, kv_heads=2, batch=1, whole=True, seed=group)))
+    assert_agrees(random_view(Case((Format(4, 4), DENSE), group=group, kv_heads=2, batch=1, whole=True, seed=group)))
 
 
 @_runs
@@ -197,13 +100,13 @@ def test_every_group(group: int) -> None:
 )
 def test_random_views(case: Case) -> None:
     """Ragged rows, missing pages, windows, every dense type, any mix of formats: the answer is the reference's."""
-    assert_agrees(view_of(case))
+    assert_agrees(random_view(case))
 
 
 @_runs
 def test_row_that_sees_nothing() -> None:
     """A row that sees no token has lse -inf, and zeros; its neighbour has what the reference says."""
-    view = view_of(Case((Format(8, 8), DENSE), seed=5))
+    view = random_view(Case((Format(8, 8), DENSE), seed=5))
     everything = torch.tensor([10_000, 0], dtype=torch.int32, device=DEVICE)
     found = assert_agrees(replace(view, first_visible=everything))
     assert bool((found.lse[0] == -torch.inf).all())
@@ -213,7 +116,7 @@ def test_row_that_sees_nothing() -> None:
 @_runs
 def test_shares_are_whole() -> None:
     """What lies on pages, on first and on recent tokens is one."""
-    view = view_of(Case((Format(4, 4), Format(2, 2)), group=4, pages=5, seed=11))
+    view = random_view(Case((Format(4, 4), Format(2, 2)), group=4, pages=5, seed=11))
     found = assert_agrees(view)
     flat = {
         name: replace(getattr(view, name), values=torch.ones_like(getattr(view, name).values))
@@ -227,7 +130,7 @@ def test_shares_are_whole() -> None:
 @pytest.mark.parametrize("size", [1e-6, 1e4])
 def test_any_scale(size: float) -> None:
     """Queries and values far from one lose no precision: what the kernels round is first brought to one."""
-    view = view_of(Case((Format(8, 8),), batch=1, sinks=0, recent=0, pages=4, seed=3))
+    view = random_view(Case((Format(8, 8),), batch=1, sinks=0, recent=0, pages=4, seed=3))
     pool = view.pools[Format(8, 8).id].clone()
     scales = pool[:, layout(Format(8, 8), 64).key_scales :].view(torch.float16)
     key_scales, value_scales = scales[:, :PAGE], scales[:, PAGE:]
@@ -245,7 +148,7 @@ def test_every_code(bits: int) -> None:
     """Bytes of every kind decode to exactly their levels: weights and scales of a power of two make sums exact, and one
     level that is wrong by one would show."""
     form = Format(bits, bits)
-    view = view_of(Case((form,), batch=1, sinks=0, recent=0, pages=1, seed=4))
+    view = random_view(Case((form,), batch=1, sinks=0, recent=0, pages=1, seed=4))
     pool = view.pools[form.id]
     pool[:, layout(form, 64).key_scales :].view(torch.float16).fill_(1.0)
     pool[:, layout(form, 64).key_scales : layout(form, 64).value_scales].zero_()
@@ -260,7 +163,7 @@ def test_every_code(bits: int) -> None:
 @_runs
 def test_split_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many programs share a head, the answer is the same."""
-    view = view_of(Case((Format(4, 4), Format(3, 3), DENSE), batch=1, pages=7, sinks=4, recent=8, seed=2))
+    view = random_view(Case((Format(4, 4), Format(3, 3), DENSE), batch=1, pages=7, sinks=4, recent=8, seed=2))
     for processors in (1, 64):
         monkeypatch.setattr(triton_decode, "_processors", lambda device, many=processors: many)
         assert_agrees(view)
@@ -295,92 +198,6 @@ def test_pack(form: Format) -> None:
     for mine, theirs, exact in zip(*numbers, (keys, values), strict=True):
         errors = [float((each - exact).square().mean()) for each in (mine, theirs)]
         assert errors[0] <= 1.001 * errors[1]
-
-
-# --- compiling --------------------------------------------------------------------------------------------------------
-
-_TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-}
-
-
-class Compiler:
-    """Stands in for a kernel: compiles what it would be launched with, as Triton does, without a GPU."""
-
-    def __init__(self, kernel: Any, target: GPUTarget, done: list[str]) -> None:
-        self.kernel, self.target, self.done = kernel, target, done
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self._compile
-
-    def _compile(self, *arguments: Any, **named: Any) -> None:
-        names = self.kernel.arg_names
-        options = {name: named.pop(name) for name in list(named) if name not in names}
-        given = dict(zip(names, arguments, strict=False)) | named
-        fixed = {name for name in given if name in named or (isinstance(given[name], int) and given[name] == 1)}
-        signature = {name: "constexpr" if name in fixed else _type(given[name]) for name in names}
-        aligned = [isinstance(given[name], Tensor) or _even(given[name]) for name in names]
-        attributes = {(at,): [["tt.divisibility", 16]] for at, each in enumerate(aligned) if each}
-        constants = {(names.index(name),): given[name] for name in fixed}
-        attributes = {place: each for place, each in attributes.items() if place not in constants}
-        source = ASTSource(self.kernel, signature, constants, attributes)
-        compiled = triton.compile(source, target=self.target, options=options)
-        assert "cubin" in compiled.asm
-        self.done.append(self.kernel.fn.__name__)
-
-
-def _even(value: Any) -> bool:
-    return isinstance(value, int) and value % 16 == 0
-
-
-def _type(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return "*" + _TYPES[value.dtype]
-    return "fp32" if isinstance(value, float) else "i32"
-
-
-@pytest.fixture
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of kernels that were compiled, instead of launched, for a GPU of the parameter's compute capability."""
-    done: list[str] = []
-    for module in (triton_decode, triton_pack):
-        for name in ("list_pages", "dense_tokens", "dense_pages", "quantised_pages", "merge_splits", "page_shares",
-                     "fit_scales", "pack_codes"):  # fmt: skip
-            if hasattr(module, name):
-                target = GPUTarget("cuda", request.param, 32)
-                monkeypatch.setattr(module, name, Compiler(getattr(module, name), target, done))
-    return done
-
-
-@_compiles
-@pytest.mark.parametrize(
-    ("compiled", "case"),
-    [
-        (90, Case((DENSE, Format(8, 8), Format(4, 4)), head_dim=128, dtype=torch.float16, pages=8)),
-        (80, Case((Format(3, 2),), group=8, head_dim=96, dtype=torch.bfloat16, pages=1, batch=1)),
-    ],
-    indirect=["compiled"],
-    ids=["H100", "A100"],
-)
-def test_decoding_compiles(compiled: list[str], case: Case) -> None:
-    """Every kernel that a call launches compiles for a GPU."""
-    triton_decode.decode_attention(view_of(case))
-    pages = {"quantised_pages", "list_pages", "page_shares", "dense_tokens", "merge_splits"}
-    assert set(compiled) == pages | ({"dense_pages"} if DENSE in case.forms else set())
-
-
-@_compiles
-@pytest.mark.parametrize("compiled", [90], indirect=True)
-def test_packing_compiles(compiled: list[str]) -> None:
-    """Packing, too."""
-    numbers = torch.zeros(1, PAGE, 64)
-    triton_pack.encode_pages(numbers, numbers, Format(8, 3))
-    assert compiled == ["fit_scales", "pack_codes"] * 2
 
 
 # --- the interpreter --------------------------------------------------------------------------------------------------

@@ -116,15 +116,14 @@ def _shares(words: str) -> tuple[float, ...]:
 
 
 def _policies(path: Path | None) -> dict[str, Any]:
-    import msgspec
-
-    from sekisho.kv.policy import KVPolicy
+    from sekisho.core.decoding import decoded
+    from sekisho.kv.policy import from_plain
 
     if path is None:
         return {}
     try:
-        return {"yours": msgspec.json.decode(path.read_bytes(), type=KVPolicy)}
-    except (msgspec.DecodeError, ValueError) as error:
+        return {"yours": from_plain(decoded(path.read_bytes(), dict[str, Any]))}
+    except ValueError as error:  # no JSON, or no policy
         raise CommandFailed(f"{path}: {error}", exit_code=USAGE) from error
 
 

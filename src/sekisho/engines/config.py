@@ -1,10 +1,8 @@
 """Settings of the `engines:` part of sekisho.yaml."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-
-from sekisho.kv.policy import KVPolicy
 
 BUILTIN_CONTEXT = 2048
 WORKER_ENGINES: Final = frozenset({"llama_cpp", "torch"})  # run in processes that the supervisor starts
@@ -15,16 +13,17 @@ KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model the team can name. `engine` picks the implementation; the other fields are for that one.
 
-    `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers`
-    (-1: all that fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`,
-    `threads`. `torch`: `path` (a model folder of Hugging Face's form, a GGUF file, or `builtin`), `context`, `slots`,
-    `devices` (`cpu`, or one card), `chat_template`, `embeddings`, `threads`, `kv` (the policy of the KV cache),
-    `kv_limit_mib` (what the cache may take; None: a share of what is free), and in `options` `dtype` and
-    `prefill_chunk`. `openai_http`: `url` (ends in /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots`
-    (how many requests may run there at once). `fake`: for tests. `thinking`: where an answer's text begins. `marked`:
-    in the answer, thoughts stand between marks; `opened`: in a thought that the chat template has opened; `unknown`:
-    one or the other, so that nothing is streamed before it is clear; `channels`: gpt-oss, only its final channel is
-    shown.
+    `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers` (-1: all that
+    fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`, `threads`, and
+    in `options` `cache_ram_mib` and `speculation` (`off`, `ngram`). `torch`: `path` (a model folder of Hugging Face's
+    form, a GGUF file, or `builtin`), `context`, `slots`, `devices` (`cpu`, or one card), `chat_template`, `embeddings`,
+    `threads`, `kv` (the policy of the KV cache, for `sekisho.kv.policy.from_plain`), `kv_limit_mib` (what the cache may
+    take; None: a share of what is free), and in `options` `dtype` and `prefill_chunk`. `openai_http`: `url` (ends in
+    /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots` (how many requests may run there at once), and in
+    `options` `actuator` (what is behind the address: `control.actuators`). `fake`: for tests. `thinking`: where an
+    answer's text begins. `marked`: in the answer, thoughts stand between marks; `opened`: in a thought that the chat
+    template has opened; `unknown`: one or the other, so that nothing is streamed before it is clear; `channels`:
+    gpt-oss, only its final channel is shown.
     """
 
     name: str
@@ -40,7 +39,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mmproj: str | None = None
     embeddings: bool = False
     threads: int | None = None
-    kv: KVPolicy | None = None
+    kv: dict[str, Any] | None = None
     kv_limit_mib: float | None = None
     url: str | None = None
     upstream_model: str | None = None

@@ -116,10 +116,10 @@ def padding_mask(
     plain = causal_mask_function if local_size is None else sliding_window_causal_mask_function(local_size)
     if not allow_is_causal_skip:  # something was laid over it, or may have been
         size = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "kv_offset": kv_offset}
-        options = {"q_offset": q_offset, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        options |= {each: kwargs[each] for each in ("device", "use_vmap") if each in kwargs}
-        asked, known = (sdpa_mask(mask_function=each, **size, **options) for each in (mask_function, plain))
-        same = bool((asked == known).all())
+        options: dict[str, Any] = {each: kwargs[each] for each in ("device", "use_vmap") if each in kwargs} | size
+        options |= {"q_offset": q_offset, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        masks: list[Any] = [sdpa_mask(mask_function=each, **options) for each in (mask_function, plain)]
+        same = bool((masks[0] == masks[1]).all())
     elif local_size is not None:  # a window or a chunk: only one of these pairs may lie on a chunk's border
         pairs = [torch.tensor([0, 0, local_size + step, 1 + step]) for step in (0, 1)]
         same = local_size == 1 or all(bool(mask_function(*pair)) for pair in pairs)

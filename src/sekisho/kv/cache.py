@@ -240,10 +240,13 @@ class TieredCache(Cache):
     changes it between two tokens. Raises ValueError for models whose layers are not all attention with keys and values
     of their own. Not for several threads."""
 
+    layers: list[Any]  # `TieredLayer`s, but transformers promises that any layer may be put there
+
     def __init__(self, policy: KVPolicy | None = None, config: PreTrainedConfig | None = None) -> None:
         self.policy = policy or KVPolicy()
         if config is None:
-            super().__init__(layer_class_to_replicate=self._new_layer)
+            make: Any = self._new_layer  # transformers only calls it
+            super().__init__(layer_class_to_replicate=make)
             return
         text = config.get_text_config(decoder=True)
         super().__init__(layers=[TieredLayer(self.policy, text, window) for window in layer_windows(text)])

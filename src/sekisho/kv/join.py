@@ -50,7 +50,6 @@ def adopt(rows: TieredRows, others: TieredRows) -> None:
         )
     )
     rows._sink_length += others._sink_length
-    rows._offset += others._offset
     rows._recent_length += others._recent_length
     others.select([])
 

@@ -1,7 +1,6 @@
 """The pages of one layer: in which format each lies, where, and what is known of it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,29 +8,12 @@ from torch import Tensor
 from sekisho.kv.clock import Clock
 from sekisho.kv.formats import DENSE, EVICTED, FORMATS, PAGE, decode_pages, encode_pages, layout
 from sekisho.kv.kernels import encoder_for
-from sekisho.kv.plan import LEVELS, Pages, held_bytes, importance, levels, plan
-from sekisho.kv.policy import KVPolicy
+from sekisho.kv.plan import FRESH_MASS, LEVELS, Pages, Terms, held_bytes, importance, is_due, levels, plan
 from sekisho.kv.pool import PagePool
 from sekisho.kv.rotation import Transform
 
 _AT_ONCE = 512  # pages that are packed or unpacked at a time: bounds the memory for it
-FRESH_MASS = 5.0  # of a page nobody has looked at yet: well above average, for what is given up stays so
 _NOWHERE = -1
-
-
-def _whole_plan(before: int, more: int) -> bool:
-    """Whether so many more pages are a reason to decide about all of a row's pages anew: about sixteen times while
-    their number doubles, every fourth page at first. A plan costs as much as many decode steps."""
-    stride = max(4, 1 << max(0, (before + more).bit_length() - 5))
-    return before // stride != (before + more) // stride
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a decision about pages rests on. `allowed_bytes` (B,): what each row's pages may take."""
-
-    policy: KVPolicy
-    allowed_bytes: Tensor
 
 
 class PageTable:
@@ -159,7 +141,7 @@ class PageTable:
         if at[0].numel():
             slots, sharers = self.slots[at].long().unique(return_inverse=True)
             copies = self._host.put(self._pools[DENSE.id].data[slots].cpu())
-            self.copies[at] = self._share(self._host, copies, sharers.cpu()).to(self.device)
+            self.copies[at] = self._host.share(copies, sharers.cpu()).to(self.device)
 
     def drop_copies(self) -> None:
         """Gives up what `keep_copies` and the host's copies of new pages have kept."""
@@ -246,7 +228,7 @@ class PageTable:
             dense = encode_pages(copies[0], copies[1], DENSE)
             self.copies[fresh] = self._host.put(dense).to(self.device, torch.int32)
         target = self._target(terms, fresh, index, span)
-        if _whole_plan(first, count) or self._too_large(target[index], terms, index):
+        if is_due(first, count) or self._too_large(target[index], terms, index):
             target = self._target(terms, fresh, index, slice(0, first + count))
         for form_id in target[fresh].unique().tolist():
             places = (fresh & (target == form_id)).nonzero()
@@ -307,13 +289,6 @@ class PageTable:
             encode = encode_pages if form_id == DENSE.id else encoder_for(keys.device)
             return self._pools[form_id].put(encode(keys, values, FORMATS[form_id]))
 
-    @staticmethod
-    def _share(pool: PagePool, slots: Tensor, sharers: Tensor) -> Tensor:
-        """Slots just put, held by all that share them: `sharers` are indices into `slots`. As int32, for the table."""
-        pool.hold(slots[sharers])
-        pool.release(slots)
-        return slots[sharers].to(torch.int32)
-
     def _move(self, target: Tensor, among: Tensor, transform: Transform) -> Tensor:
         """Brings pages into their target's format; which ones, (B, H, P) bool."""
         changed = among & self.exists() & (target != self.formats)
@@ -346,7 +321,7 @@ class PageTable:
                 numbers = self.numbers(old, source, torch.float32)
             plain = from_copies or old == DENSE.id
             parts.append(self._store(owner, new, *numbers, transform if plain else None))
-        self.slots[at] = self._share(self._pools[new], torch.cat(parts), sharers) if parts else _NOWHERE
+        self.slots[at] = self._pools[new].share(torch.cat(parts), sharers) if parts else _NOWHERE
         if old != EVICTED:
             self._pools[old].release(slots)
 

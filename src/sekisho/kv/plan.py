@@ -20,6 +20,7 @@ from sekisho.kv.policy import KVPolicy
 DISTORTION: Final = {16: 0.0, 8: 5e-5, 4: 0.0095, 3: 0.0345, 2: 0.1175}
 KEY_WEIGHT: Final = 6.0  # a key moves every weight of its query, a value only its own share: measured
 EVICTED_DISTORTION: Final = KEY_WEIGHT + 1.0  # all of a key and a value
+FRESH_MASS: Final = 5.0  # of a page nobody has looked at yet: well above average, for what is given up stays so
 _LEAST_MASS: Final = 4e-4  # of an average page: what nobody looks at now may be asked for later
 _ROUNDS: Final = 32
 LEVELS: Final = ("L0", "L1", "L2", "L3")
@@ -52,6 +53,21 @@ class Pages:
     settled: Tensor  # float32: the importance at which the page got its format; NaN: it has none yet
     restorable: Tensor  # bool: full-precision numbers are at hand
     count: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a decision about pages rests on. `allowed_bytes` (B,): what each row's pages may take."""
+
+    policy: KVPolicy
+    allowed_bytes: Tensor
+
+
+def is_due(before: int, more: int) -> bool:
+    """Whether so many more pages are a reason to decide about all of a row's pages anew: about sixteen times while
+    their number doubles, every fourth page at first. A plan costs as much as many decode steps."""
+    stride = max(4, 1 << max(0, (before + more).bit_length() - 5))
+    return before // stride != (before + more) // stride
 
 
 def importance(mass: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a cache may cost and what it must keep: the policy, and the presets by mode.
+"""What a cache may cost and what it must keep: the policy, and the presets by name.
 
 The fields and their bounds are those of the agent's policy (`kv.*`); `level_thresholds` are on importance, 0 to 1:
 
@@ -11,21 +11,20 @@ the least loss for the bytes decides, and the thresholds only say what may be ev
 from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 WINDOW_RANGE: Final = (16, 512)
-Mode = Literal["dynamic", "latency_optimized", "throughput_optimized", "quality_optimized"]
 WIDTHS: Final = (8, 4, 3, 2)
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be. `field` names what is wrong."""
+    """A policy that cannot be. `field` names what is wrong, `fault` says what is wrong with it."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
+    def __init__(self, field: str, fault: str) -> None:
+        super().__init__(f"{field} {fault}")
+        self.field, self.fault = field, fault
 
 
 class LevelThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +55,6 @@ class KVPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention mass.
     """
 
-    mode: Mode = "dynamic"
     recent_window: int = 64
     level_thresholds: LevelThresholds = LevelThresholds()
     sinks: int = 16
@@ -92,12 +90,40 @@ def _check_ladder(ladder: tuple[tuple[int, int], ...]) -> None:
         raise PolicyError("ladder", "must go down: each step needs fewer bits than the one before")
 
 
-PRESETS: Final[Mapping[Mode, KVPolicy]] = MappingProxyType(
+PRESETS: Final[Mapping[str, KVPolicy]] = MappingProxyType(
     {
         "dynamic": KVPolicy(),
-        "latency_optimized": KVPolicy(mode="latency_optimized", recent_window=128),
-        "throughput_optimized": KVPolicy(mode="throughput_optimized", recent_window=32, budget=0.18),
-        "quality_optimized": KVPolicy(mode="quality_optimized", recent_window=256, budget=0.30),
+        "latency_optimized": KVPolicy(recent_window=128),
+        "throughput_optimized": KVPolicy(recent_window=32, budget=0.18),
+        "quality_optimized": KVPolicy(recent_window=256, budget=0.30),
     }
 )
-"""What each mode is made of, to be taken whole or changed: `msgspec.structs.replace(PRESETS[mode], budget=0.2)`."""
+"""By mode, to be taken whole or changed: `from_plain({"mode": "quality_optimized", "budget": 0.4})`."""
+_TYPES: Final = {field.name: field.type for field in msgspec.structs.fields(KVPolicy)}
+
+
+def from_plain(fields: Mapping[str, Any], base: KVPolicy | None = None) -> KVPolicy:
+    """The policy that plain values, as JSON and YAML have them, make of `base` (None: of the default). `mode` names the
+    preset that they change instead. Of `level_thresholds` the named ones change. Raises `PolicyError`."""
+    changes = dict(fields)
+    start = _preset(changes.pop("mode")) if "mode" in changes else base or KVPolicy()
+    return msgspec.structs.replace(start, **{name: _value(start, name, value) for name, value in changes.items()})
+
+
+def _preset(mode: Any) -> KVPolicy:
+    if not isinstance(mode, str) or mode not in PRESETS:
+        raise PolicyError("mode", f"must be one of {', '.join(PRESETS)}, not {mode!r}")
+    return PRESETS[mode]
+
+
+def _value(start: KVPolicy, name: str, value: Any) -> Any:
+    if name not in _TYPES:
+        raise PolicyError(name, f"is no field of a policy: those are mode, {', '.join(_TYPES)}")
+    if name == "level_thresholds" and isinstance(value, Mapping):
+        value = msgspec.to_builtins(start.level_thresholds) | dict(value)
+    try:
+        return msgspec.convert(value, _TYPES[name])
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, PolicyError):
+            raise error.__cause__ from None
+        raise PolicyError(name, f"is not as it should be: {error}") from None

@@ -65,6 +65,13 @@ class PagePool:
         touched = slots.unique()
         self._free = torch.cat((self._free, touched[self.holders[touched] == 0]))
 
+    def share(self, slots: Tensor, sharers: Tensor) -> Tensor:
+        """Slots just put, (n,), held by all that share them instead: `sharers` are indices into them. As int32, for a
+        table."""
+        self.hold(slots[sharers])
+        self.release(slots)
+        return slots[sharers].to(torch.int32)
+
     @property
     def loose(self) -> bool:
         """Whether `compact` would give back memory worth the copying."""

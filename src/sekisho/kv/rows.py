@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sekisho.kv.formats import PAGE
 from sekisho.kv.kernels.base import DenseTokens, PageView
-from sekisho.kv.pages import FRESH_MASS, PageTable, Terms
+from sekisho.kv.pages import PageTable
+from sekisho.kv.plan import FRESH_MASS, Terms
 from sekisho.kv.policy import KVPolicy
 from sekisho.kv.rotation import Transform, centres, rotation
 
@@ -47,7 +48,6 @@ class TieredRows:
         self._sinks = self._dense(0, policy.sinks)
         self._recent = self._dense(0, policy.recent_window + _SPARE)
         self._sink_length: list[int] = []
-        self._offset: list[int] = []
         self._recent_length: list[int] = []
         self._means = self._dense(0, 1)
 
@@ -103,9 +103,8 @@ class TieredRows:
         size = (batch, self.shape.kv_heads, tokens, self.shape.head_dim)
         return tuple(torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device) for _ in range(2))  # type: ignore[return-value]
 
-    def _tokens(self, stored: tuple[Tensor, Tensor], offset: list[int], length: list[int]) -> DenseTokens:
-        where, many = (torch.tensor(each, dtype=torch.int32, device=self.shape.device) for each in (offset, length))
-        return DenseTokens(*stored, where, many)
+    def _tokens(self, stored: tuple[Tensor, Tensor], length: list[int]) -> DenseTokens:
+        return DenseTokens(*stored, torch.tensor(length, dtype=torch.int32, device=self.shape.device))
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -118,7 +117,7 @@ class TieredRows:
                 (self._sinks, self._recent, self._means), more, strict=True
             )
         )
-        for each in (self._sink_length, self._offset, self._recent_length):
+        for each in (self._sink_length, self._recent_length):
             each.extend([0] * count)
         self.table.add_rows(count)
 
@@ -133,8 +132,8 @@ class TieredRows:
         self._sinks, self._recent, self._means = (
             (keys[index], values[index]) for keys, values in (self._sinks, self._recent, self._means)
         )
-        self._sink_length, self._offset, self._recent_length = (
-            [each[row] for row in rows] for each in (self._sink_length, self._offset, self._recent_length)
+        self._sink_length, self._recent_length = (
+            [each[row] for row in rows] for each in (self._sink_length, self._recent_length)
         )
         self.table.select(index)
 
@@ -142,13 +141,13 @@ class TieredRows:
         """What makes the rows besides their table: tensors, zero where no row has a token, and tokens by row."""
         means = {f"means.{name}": each for name, each in zip(_PARTS, self._means, strict=True)}
         kept = {}
-        for tier, stored, offsets, lengths in (
-            ("sinks", self._sinks, [0] * self.batch, self._sink_length),
-            ("recent", self._recent, self._offset, self._recent_length),
+        for tier, stored, lengths in (
+            ("sinks", self._sinks, self._sink_length),
+            ("recent", self._recent, self._recent_length),
         ):
             for name, into, each in zip(_PARTS, self._dense(self.batch, max(lengths, default=0)), stored, strict=True):
-                for row, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
-                    into[row, :, :length] = each[row, :, offset : offset + length]
+                for row, length in enumerate(lengths):
+                    into[row, :, :length] = each[row, :, :length]
                 kept[f"{tier}.{name}"] = into
         return kept | means, {"sinks": list(self._sink_length), "recent": list(self._recent_length)}
 
@@ -166,7 +165,6 @@ class TieredRows:
                 tokens.copy_(kept)
             setattr(self, f"_{tier}", fresh)
         self._sink_length, self._recent_length = list(lengths["sinks"]), list(lengths["recent"])
-        self._offset = [0] * batch
 
     # --- growing -----------------------------------------------------------------------------------------------------
 
@@ -188,8 +186,7 @@ class TieredRows:
             if tokens - padding == 1 and self._only_appends(row):
                 single.append(row)
             else:
-                recent = (self._offset[row], self._recent_length[row])
-                state = (padding, self._sink_length[row], self.table.counts[row], *recent)
+                state = (padding, self._sink_length[row], self.table.counts[row], self._recent_length[row])
                 alike.setdefault(state, []).append(row)
         if single:
             self._append(single, keys, values)
@@ -201,12 +198,12 @@ class TieredRows:
     def _only_appends(self, row: int) -> bool:
         """Whether one more token of a row neither is a sink nor makes a page."""
         held, full = self._recent_length[row] + 1, self._sink_length[row] == self.sink_room
-        return full and held < self.policy.recent_window + PAGE and self._offset[row] + held <= self._recent[0].shape[2]
+        return full and held < self.policy.recent_window + PAGE and held <= self._recent[0].shape[2]
 
     def _append(self, rows: list[int], keys: Tensor, values: Tensor) -> None:
         """The last token of `keys` and `values` for each of some rows: what most decode steps are."""
         index = torch.tensor(rows, device=keys.device)
-        at = torch.tensor([self._offset[row] + self._recent_length[row] for row in rows], device=keys.device)
+        at = torch.tensor([self._recent_length[row] for row in rows], device=keys.device)
         for into, new in zip(self._recent, (keys, values), strict=True):
             into[index, :, at] = new[index, :, -1].to(into.dtype)
         for row in rows:
@@ -228,21 +225,21 @@ class TieredRows:
     def _extend_recent(
         self, rows: list[int], part: slice | Tensor, keys: Tensor, values: Tensor, mass: Tensor | None
     ) -> None:
-        offset, held, room = self._offset[rows[0]], self._recent_length[rows[0]], self._recent[0].shape[2]
+        held, room = self._recent_length[rows[0]], self._recent[0].shape[2]
         pages = max(0, held + keys.shape[2] - self.policy.recent_window) // PAGE
-        if not pages and offset + held + keys.shape[2] <= room:
-            self._write(self._recent, part, offset + held, keys, values)
+        if not pages and held + keys.shape[2] <= room:
+            self._write(self._recent, part, held, keys, values)
             for row in rows:
                 self._recent_length[row] += keys.shape[2]
             return
         joined = [
-            torch.cat((stored[part][:, :, offset : offset + held], new), 2)
+            torch.cat((stored[part][:, :, :held], new), 2)
             for stored, new in zip(self._recent, (keys, values), strict=True)
         ]
         rest = [each[:, :, pages * PAGE :] for each in joined]
         self._write(self._recent, part, 0, *rest)
         for row in rows:
-            self._offset[row], self._recent_length[row] = 0, rest[0].shape[2]
+            self._recent_length[row] = rest[0].shape[2]
         if pages:
             known = None
             if mass is not None:
@@ -303,7 +300,7 @@ class TieredRows:
         if length >= paged_end:
             self._recent_length[row] = length - paged_end
             return
-        self._offset[row] = self._recent_length[row] = 0
+        self._recent_length[row] = 0
         if length <= sinks:
             self._sink_length[row] = length
             self.table.truncate(row, 0)
@@ -336,13 +333,11 @@ class TieredRows:
             self._resize_recent(room)
 
     def _resize_recent(self, room: int) -> None:
-        """Moves the recent tokens to the front of a ring of another size, in which they have room."""
-        old, lengths, offsets = self._recent, self._recent_length, self._offset
-        self._recent = self._dense(self.batch, room)
-        for row, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        """Gives the recent tokens another room, in which they fit."""
+        old, self._recent = self._recent, self._dense(self.batch, room)
+        for row, length in enumerate(self._recent_length):
             for into, stored in zip(self._recent, old, strict=True):
-                into[row, :, :length] = stored[row, :, offset : offset + length]
-        self._offset = [0] * self.batch
+                into[row, :, :length] = stored[row, :, :length]
 
     @property
     def _transform(self) -> Transform:
@@ -377,8 +372,8 @@ class TieredRows:
             slots=self.table.slots,
             page_count=torch.tensor(self.table.counts, dtype=torch.int32, device=query.device),
             pools=self.table.pool_data(),
-            sinks=self._tokens(self._sinks, [0] * self.batch, self._sink_length),
-            recent=self._tokens(self._recent, self._offset, self._recent_length),
+            sinks=self._tokens(self._sinks, self._sink_length),
+            recent=self._tokens(self._recent, self._recent_length),
             first_visible=torch.tensor(visible, dtype=torch.int32, device=query.device),
         )
 
@@ -400,6 +395,5 @@ class TieredRows:
             for into, first, paged, last in zip((keys, values), self._sinks, stored, self._recent, strict=True):
                 into[row, :, start : start + sinks] = first[row, :, :sinks]
                 into[row, :, start + sinks : start + sinks + middle] = paged[row, :, :middle].to(into.dtype)
-                at = self._offset[row]
-                into[row, :, into.shape[2] - recent :] = last[row, :, at : at + recent]
+                into[row, :, into.shape[2] - recent :] = last[row, :, :recent]
         return keys, values

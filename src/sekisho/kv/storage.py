@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sekisho.kv.formats import DENSE, EVICTED, FORMATS, layout
-from sekisho.kv.policy import KVPolicy
+from sekisho.kv.policy import KVPolicy, PolicyError, from_plain
 from sekisho.kv.pool import PagePool
 from sekisho.kv.rows import HeadShape, TieredRows
 
@@ -83,8 +83,10 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 class _Facts(msgspec.Struct, frozen=True):
+    """`policy`: for `from_plain`; the first files have a `mode` in it, beside all that it would choose."""
+
     seen: int
-    policy: KVPolicy
+    policy: dict[str, Any]
     layers: list[_Layer]
 
 
@@ -111,7 +113,7 @@ def save(path: Path, tiers: Sequence[TieredRows], policy: KVPolicy, seen: int) -
         layer, theirs = _taken(rows)
         layers.append(layer)
         tensors |= {f"{number}.{name}": each.detach().cpu().contiguous() for name, each in theirs.items()}
-    facts = msgspec.json.encode(_Facts(seen, policy, layers)).decode()
+    facts = msgspec.json.encode(_Facts(seen, msgspec.to_builtins(policy), layers)).decode()
     header = {
         _KEY: msgspec.json.encode(_Version(VERSION)).decode(),
         f"{_KEY}.facts": facts,
@@ -132,7 +134,7 @@ def save(path: Path, tiers: Sequence[TieredRows], policy: KVPolicy, seen: int) -
 def load(path: Path, device: torch.device, expected: Sequence[HeadShape] | None = None) -> Stored:
     """The inverse of `save`, on any device. `expected`: the shape of each layer of the model that will use it; None: as
     the file says. Raises `StorageError`, or OSError where the file cannot be read."""
-    facts, told, digest = _facts(path)
+    facts, policy, told, digest = _facts(path)
     if expected is not None:
         _check_shapes(path, facts.layers, expected)
     try:
@@ -147,10 +149,10 @@ def load(path: Path, device: torch.device, expected: Sequence[HeadShape] | None 
         prefix = f"{number}."
         theirs = {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}
         try:
-            tiers.append(_restored(layer, theirs, facts.policy, device))
+            tiers.append(_restored(layer, theirs, policy, device))
         except (ValueError, LookupError, RuntimeError, TypeError, ArithmeticError) as error:
             raise Damaged(f"{path} is damaged in layer {number}: {error}") from error
-    return Stored(tiers, facts.policy, facts.seen)
+    return Stored(tiers, policy, facts.seen)
 
 
 # --- what is in the header ------------------------------------------------------------------------------------------
@@ -166,8 +168,8 @@ def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _facts(path: Path) -> tuple[_Facts, str, str]:
-    """What a header tells, its text, and the digest."""
+def _facts(path: Path) -> tuple[_Facts, KVPolicy, str, str]:
+    """What a header tells, the policy in it, its text, and the digest."""
     with path.open("rb") as stored:
         length = int.from_bytes(stored.read(8), "little")
         head = stored.read(length) if length <= _LONGEST_HEADER else b""
@@ -181,8 +183,9 @@ def _facts(path: Path) -> tuple[_Facts, str, str]:
         raise OtherVersion(f"{path} has version {version} of the format; this program reads version {VERSION}")
     try:
         told = texts[f"{_KEY}.facts"]
-        return msgspec.json.decode(told, type=_Facts), told, texts[f"{_KEY}.digest"]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+        facts = msgspec.json.decode(told, type=_Facts)
+        return facts, from_plain(facts.policy), told, texts[f"{_KEY}.digest"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, PolicyError) as error:
         raise Damaged(f"{path} is damaged in its header: {error}") from error
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.torch_worker import checks
 from sekisho.engines.worker_process import EXIT_CONFIGURATION, EXIT_FAILED, WorkerError, begin, check_port
-from sekisho.kv.policy import KVPolicy
+from sekisho.kv.policy import KVPolicy, PolicyError, from_plain
 
 # The rest of free memory is for prompts in full precision while they are read, and for everybody else.
 _KV_SHARE: Final = {"cpu": 0.5}
@@ -21,6 +21,7 @@ _KV_SHARE_OF_A_CARD: Final = 0.8
 async def serve(config: ModelConfig, port: int, api_key: str) -> None:
     """Answers at once, loads the model meanwhile, and serves until this process ends. Raises `WorkerError`."""
     checks.check(config)
+    policy = _policy(config)
     try:
         from sekisho.engines.torch_worker import model
         from sekisho.engines.torch_worker.runner import Runner
@@ -31,7 +32,6 @@ async def serve(config: ModelConfig, port: int, api_key: str) -> None:
     site = web.AppRunner(server.application(), handler_cancellation=True, access_log=None)
     await site.setup()
     await web.TCPSite(site, "127.0.0.1", port).start()
-    policy = config.kv or KVPolicy()
     loaded = await asyncio.to_thread(model.load, config, policy)
     if config.kv_limit_mib is not None:
         limit_bytes = int(config.kv_limit_mib * 2**20)
@@ -51,6 +51,13 @@ async def serve(config: ModelConfig, port: int, api_key: str) -> None:
     server.serve(runner)
     _say(f"serving {config.name} ({config.path}) on 127.0.0.1:{port}, {loaded.device}, context {runner.context}")
     await asyncio.Event().wait()
+
+
+def _policy(config: ModelConfig) -> KVPolicy:
+    try:
+        return from_plain(config.kv or {})
+    except PolicyError as error:
+        raise WorkerError(f"kv: {error}") from None
 
 
 def _check_room(config: ModelConfig, context: int, wanted: int, limit_bytes: int) -> None:

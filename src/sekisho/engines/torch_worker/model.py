@@ -152,11 +152,12 @@ def _model(config: ModelConfig, folder: Path, source: dict[str, str], device: to
     automatic = torch.float32 if device.type == "cpu" else "auto"
     dtype = getattr(torch, named) if named in DTYPES else automatic
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, **source
         )
     except _faults() as error:
         raise WorkerError(f"{folder}: the model cannot be loaded: {_line(error)}") from error
+    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         raise WorkerError(f"{folder}: {len(missing)} weights are missing, {missing[0]} first")

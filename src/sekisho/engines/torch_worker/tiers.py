@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 
+from sekisho.core.decoding import Undecodable, decoded
 from sekisho.engines.torch_worker.refusal import Refused
 from sekisho.engines.torch_worker.runner import Runner
-from sekisho.kv.policy import KVPolicy, PolicyError
+from sekisho.kv.policy import KVPolicy, PolicyError, from_plain
 from sekisho.kv.statistics import statistics
 
 
@@ -32,23 +33,14 @@ def state(runner: Runner) -> dict[str, Any]:
 
 
 def merged(policy: KVPolicy, fields: bytes) -> KVPolicy:
-    """The policy with the named fields changed (of `level_thresholds`, those that are named). Raises `Refused` with the
-    field that is wrong."""
+    """The policy with the named fields changed (of `level_thresholds`, those that are named); with a `mode` among them,
+    the preset of that name instead of the policy. Raises `Refused` with the field that is wrong."""
     try:
-        changes = msgspec.json.decode(fields, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return from_plain(decoded(fields, dict[str, Any]), policy)
+    except Undecodable as error:
         raise Refused(f"the policy cannot be read: {error}") from None
-    whole = msgspec.to_builtins(policy)
-    thresholds = changes.get("level_thresholds")
-    if isinstance(thresholds, dict):
-        changes["level_thresholds"] = {**whole["level_thresholds"], **thresholds}
-    try:
-        return msgspec.convert({**whole, **changes}, KVPolicy)
     except PolicyError as error:
         raise Refused(str(error), param=error.field) from None
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        raise Refused(str(error), param=cause.field if isinstance(cause, PolicyError) else None) from None
 
 
 def differences(old: KVPolicy, new: KVPolicy) -> dict[str, list[Any]]:

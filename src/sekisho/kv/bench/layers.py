@@ -174,13 +174,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
     parts = []
     if call.softcap is None and call.sinks is None:
         # Repeated, not `enable_gqa`: torch has its fast kernels on CPUs only for as many keys as queries.
-        wide = [each.repeat_interleave(query.shape[1] // keys.shape[1], 1) for each in (keys, values)]
+        group = query.shape[1] // keys.shape[1]
+        wide, answers = (each.repeat_interleave(group, 1) for each in (keys, values))
         if count == total and (call.window is None or call.window >= total):
-            return scaled_dot_product_attention(query, *wide, is_causal=True, scale=call.scaling)
+            return scaled_dot_product_attention(query, wide, answers, is_causal=True, scale=call.scaling)
         for first in range(0, count, _QUERIES):
             part = query[:, :, first : first + _QUERIES]
             seen = ~_hidden(part.shape[2], total, total - count + first, call, keys.device)
-            parts.append(scaled_dot_product_attention(part, *wide, attn_mask=seen, scale=call.scaling))
+            parts.append(scaled_dot_product_attention(part, wide, answers, attn_mask=seen, scale=call.scaling))
         return torch.cat(parts, 2)
     for first in range(0, count, _QUERIES):
         weights = _weights(query[:, :, first : first + _QUERIES], keys, total - count + first, call)

@@ -80,7 +80,7 @@ def load(name: str, cache: Path, device: str = "cpu", dtype: torch.dtype = torch
     folder, options = (where, {}) if where.is_dir() else (where.parent, {"gguf_file": where.name})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except (ImportError, OSError, ValueError) as error:
         raise Unavailable(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
     return Loaded(name, model.to(device).eval(), tokenizer)

@@ -3,6 +3,7 @@ each layer as they came. So all of them start from the same state, and none pays
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def read(model: PreTrainedModel, tokens: Tensor) -> tuple[Prompt, Cache]:
 
 def followed(prompt: Prompt, cache: Cache) -> Prompt:
     """The prompt with what the cache of `read` has recorded since."""
-    return replace(prompt, later=[layer.passes[1:] for layer in cache.layers[:_PROBED_LAYERS]])
+    recording: list[Any] = cache.layers[:_PROBED_LAYERS]
+    return replace(prompt, later=[layer.passes[1:] for layer in recording])
 
 
 def storage_dtype(model: PreTrainedModel) -> torch.dtype:

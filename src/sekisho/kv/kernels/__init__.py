@@ -79,5 +79,5 @@ def _fastest_encoder(kind: str) -> Encoder:
             encoder: Encoder = importlib.import_module(f"sekisho.kv.kernels.{_ENCODERS[kind]}").encode_pages
             return encoder
         except ImportError:
-            pass  # its extra is not installed: torch computes the same, slower
+            return formats.encode_pages  # its extra is not installed: torch computes the same, slower
     return formats.encode_pages

@@ -20,11 +20,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DenseTokens:
-    """Tokens in full precision. `length[b]` of row b are there, from `offset[b]` on; the rest is garbage."""
+    """Tokens in full precision. The first `length[b]` of row b are there; the rest is garbage."""
 
     keys: Tensor  # (B, H, T, D), any float type
     values: Tensor  # (B, H, T, D)
-    offset: Tensor  # (B,) int32
     length: Tensor  # (B,) int32
 
 

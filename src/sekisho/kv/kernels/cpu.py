@@ -148,8 +148,7 @@ def _place_tokens(
     held += stored
     batch, kv_heads, capacity, head_dim = tokens.keys.shape
     row = capacity * head_dim * dtype.itemsize
-    offset = tokens.offset.numpy().astype(np.int64) * head_dim * dtype.itemsize
-    heads = np.arange(batch * kv_heads).reshape(batch, kv_heads) * row + offset[:, None]
+    heads = np.arange(batch * kv_heads).reshape(batch, kv_heads) * row
     for side, each in enumerate(stored):
         into[:, :, side] = each.data_ptr() + heads
     into[:, :, 2] = tokens.length.numpy()[:, None]

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llvmlite import ir
-from numba import carray, float32, types
+from numba import float32, types
 from numba.core import cgutils
 
-from sekisho.kv.kernels.cpu_machine import BFloat16, Float16, Float32, at_address, compiled, instructions
+from sekisho.kv.kernels.cpu_machine import BFloat16, Float16, Float32, at_address, carray, compiled, instructions
 from sekisho.kv.kernels.cpu_vectors import (
     FLOAT,
     FLOATS,

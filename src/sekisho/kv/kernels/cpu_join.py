@@ -34,7 +34,7 @@ def join(items: Any, outputs: Outputs, output: Any, turned: Any, mass: Any, lse:
 
 
 @compiled
-def _sums(running: Any) -> tuple[float, float, float]:
+def _sums(running: Any) -> tuple[Any, np.float32, np.float32]:
     """Of several items: largest logit, sum of weights, sum of those on quantised pages."""
     best = running[0, 0]
     for item in range(1, running.shape[0]):

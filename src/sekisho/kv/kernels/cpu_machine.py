@@ -5,14 +5,16 @@ the code, and only what is used is ever compiled.
 """
 
 from collections.abc import Callable
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numba.np import numpy_support
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Arguments = ParamSpec("_Arguments")
+carray: Final[Any] = numpy_support.carray  # the types it is published with do not know what compiled code gives it
 
 
 def compiled(function: _Function) -> _Function:
@@ -20,7 +22,7 @@ def compiled(function: _Function) -> _Function:
     run it at the same time. Numba looks for changes only in the file of the function itself: whoever changes another
     one of these files removes `__pycache__`."""
     try:
-        kept: _Function = njit(nogil=True, cache=True)(function)
+        kept: Any = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba's answer where there is no such folder
         kept = njit(nogil=True)(function)
     return kept
@@ -28,7 +30,7 @@ def compiled(function: _Function) -> _Function:
 
 def instructions(definition: Callable[Concatenate[Any, _Arguments], Any]) -> Callable[_Arguments, Any]:
     """A function for compiled code only, which writes LLVM IR: `numba.extending.intrinsic`."""
-    known: Callable[_Arguments, Any] = intrinsic(definition)
+    known: Any = intrinsic(definition)
     return known
 
 

@@ -177,7 +177,7 @@ def _reduction(function: _Function) -> _Function:
     """As `compiled`, for sums in whatever order is fastest."""
     allowed = {"reassoc", "contract", "nsz"}
     try:
-        kept: _Function = njit(nogil=True, cache=True, fastmath=allowed)(function)
+        kept: Any = njit(nogil=True, cache=True, fastmath=allowed)(function)
     except RuntimeError:  # see `compiled`
         kept = njit(nogil=True, fastmath=allowed)(function)
     return kept

@@ -6,11 +6,11 @@ Arrays count their holders, which costs more than a page does; so within the loo
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import carray, float32, int32
+from numba import float32, int32
 
 from sekisho.kv.formats import BLOCK, EVICTED, PAGE
 from sekisho.kv.kernels import cpu_dense
-from sekisho.kv.kernels.cpu_machine import Shape, at_address, compiled, take_ticket
+from sekisho.kv.kernels.cpu_machine import Shape, at_address, carray, compiled, take_ticket
 from sekisho.kv.kernels.cpu_softmax import (
     DIGITS_LIMIT,
     NOTHING,
@@ -224,7 +224,7 @@ def _admit(query: int, best: float, total: float, turned: bool, shape: Shape, pl
         running[1] *= fade
         running[2] *= fade
         running[0] = best
-        share = float32(1)
+        share: Any = float32(1)
     else:
         share = np.exp(best - running[0])
     running[1] += total * share

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, float32, int8, int32, types
+from numba import float32, int8, int32, types
 from numba.core import cgutils
 
 from sekisho.kv.formats import PAGE
-from sekisho.kv.kernels.cpu_machine import at_address, compiled, instructions
+from sekisho.kv.kernels.cpu_machine import at_address, carray, compiled, instructions
 from sekisho.kv.kernels.cpu_vectors import (
     FLOAT,
     FLOATS,
@@ -132,7 +132,7 @@ def weight_digits(_context: Any, weights: Any, scales: Any, digits: Any) -> Any:
 
 
 @compiled
-def query_digits(numbers_at: int, count: int, digits_at: int, limit: int) -> tuple[float, int]:
+def query_digits(numbers_at: int, count: int, digits_at: int, limit: int) -> tuple[np.float32, np.int32]:
     """`count` float32 to factors of `limit` at most, as digits (2, count) int8: what a factor of 1 is worth, and 128
     times their sum."""
     numbers = carray(at_address(numbers_at), (count,), float32)

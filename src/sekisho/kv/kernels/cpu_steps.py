@@ -6,12 +6,12 @@ high * 256 + low; sums over levels are 128 times the sum of the factors too larg
 
 from typing import Any
 
-from numba import carray, int8, int32, types, uint8
+from numba import int8, int32, uint8
 from numba.extending import overload
 
 from sekisho.kv.formats import PAGE
 from sekisho.kv.kernels import cpu_amx, cpu_codes, cpu_dots
-from sekisho.kv.kernels.cpu_machine import Amx, Shape, Vnni, at_address, compiled
+from sekisho.kv.kernels.cpu_machine import Amx, Shape, Vnni, at_address, carray, compiled
 from sekisho.kv.kernels.cpu_vectors import LANES
 
 
@@ -129,5 +129,6 @@ def _last_value_dots(levels_at: int, digits_at: int, shape: Shape, dots_at: int)
             dots[head, 0, channel], dots[head, 1, channel] = 0, total
 
 
-def _is(machine: types.Type, kind: type) -> bool:
-    return machine.instance_class is kind  # type: ignore[no-any-return]
+def _is(machine: Any, kind: type) -> bool:
+    """Whether numba's type of a machine is of this kind."""
+    return machine.instance_class is kind

@@ -62,13 +62,12 @@ def _decoded(view: PageView, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor
 
 def _present(tokens: DenseTokens) -> Tensor:
     at = torch.arange(tokens.keys.shape[2], device=tokens.keys.device)
-    return (at >= tokens.offset[:, None]) & (at < (tokens.offset + tokens.length)[:, None])
+    return at < tokens.length[:, None]
 
 
 def _dense_logits(query: Tensor, tokens: DenseTokens, start: Tensor, view: PageView) -> Tensor:
     at = torch.arange(tokens.keys.shape[2], device=query.device)
-    position = start + at - tokens.offset[:, None]
-    seen = _present(tokens) & (position >= view.first_visible[:, None])
+    seen = _present(tokens) & (start + at >= view.first_visible[:, None])
     keys = tokens.keys.to(query.dtype).masked_fill(~_present(tokens)[:, None, :, None], 0)
     return torch.einsum("bhgd,bhtd->bhgt", query, keys).masked_fill(~seen[:, None, None], -torch.inf)
 

@@ -87,7 +87,7 @@ def _decode(view: PageView, shape: _Shape) -> Partial:
     first = sum(tiles)
     dense = first + (per_form if DENSE in forms else 0)
     splits = first + per_form * len(forms)
-    floats = {"dtype": torch.float32, "device": view.query.device}
+    floats: dict[str, Any] = {"dtype": torch.float32, "device": view.query.device}
     queries = shape.heads * shape.group
     space = _Workspace(
         torch.empty(queries, splits, **floats),
@@ -147,8 +147,8 @@ def _attend_tokens(view: PageView, shape: _Shape, space: _Workspace, tiles: list
     )  # fmt: skip
 
 
-def _contiguous(tokens: DenseTokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tokens.keys.contiguous(), tokens.values.contiguous(), tokens.offset, tokens.length
+def _contiguous(tokens: DenseTokens) -> tuple[Tensor, Tensor, Tensor]:
+    return tokens.keys.contiguous(), tokens.values.contiguous(), tokens.length
 
 
 _Listed = tuple[Tensor, Tensor]
@@ -213,7 +213,7 @@ def page_constants(form: Format, head_dim: int, rows: int) -> dict[str, Any]:
 def _merged(shape: _Shape, space: _Workspace, dense_splits: int) -> Partial:
     queries, splits = space.maxima.shape
     by_query = (shape.batch, shape.kv_heads * shape.group)
-    floats = {"dtype": torch.float32, "device": space.maxima.device}
+    floats: dict[str, Any] = {"dtype": torch.float32, "device": space.maxima.device}
     output, rotated = (torch.empty(*by_query, shape.head_dim, **floats) for _ in range(2))
     mass, lse = (torch.empty(by_query, **floats) for _ in range(2))
     page_mass = torch.empty(shape.batch, shape.kv_heads, shape.pages, **floats)

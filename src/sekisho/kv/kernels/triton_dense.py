@@ -70,8 +70,7 @@ def _leave(
 
 @triton.jit
 def dense_tokens(
-    query, sink_keys, sink_values, sink_offset, sink_length,
-    recent_keys, recent_values, recent_offset, recent_length,
+    query, sink_keys, sink_values, sink_length, recent_keys, recent_values, recent_length,
     page_count, first_visible, maxima, sums, outputs,
     sink_room, recent_room, sink_tiles, all_splits,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr,
@@ -85,17 +84,15 @@ def dense_tokens(
     sinks = tl.load(sink_length + row)
     if tile < sink_tiles:
         keys, values, room, length, position = sink_keys, sink_values, sink_room, sinks, 0
-        offset = tl.load(sink_offset + row)
         at = tile * PAGE
     else:
         keys, values, room = recent_keys, recent_values, recent_room
         length = tl.load(recent_length + row)
         position = sinks + tl.load(page_count + row) * PAGE
-        offset = tl.load(recent_offset + row)
         at = (tile - sink_tiles) * PAGE
     token = at + tl.arange(0, PAGE)
     seen = (token < length) & (position + token >= tl.load(first_visible + row))
-    place = (head * room + offset + at) * D
+    place = (head * room + at) * D
     queries = _query(query + head * GROUP * D, GROUP, ROWS, D, CHANNELS)
     maximum, total, acc = _attend(queries, keys + place, values + place, seen, D, PRECISION)
     _leave(
