@@ -9,6 +9,7 @@ import pytest
 from agent_harness import TOKEN, ValueEngine, make_agent, serving
 
 from sekisho.control.base import EngineState
+from sekisho.control.policy import Policy
 from sekisho.control.policy_service import Cause
 
 CAUSE = Cause("middle", "test", "none", "because")

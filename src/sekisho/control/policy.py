@@ -12,17 +12,18 @@ from sekisho.kv.policy import LevelThresholds
 
 GIB: Final = 2**30
 Share = Annotated[float, Meta(ge=0, le=1)]
-KvMode = Literal["dynamic", "latency_optimized", "throughput_optimized", "quality_optimized", "disabled"]
+KvMode = Literal["configured", "dynamic", "latency_optimized", "throughput_optimized", "quality_optimized", "disabled"]
 Placement = Literal["hybrid", "gpu_only", "npu_only"]
 Device = Literal["dml", "npu", "cpu"]
 
 
 class KvSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`mode` `disabled` keeps everything at 16 bits. `budget`, `evict`: see `sekisho.kv.policy.KVPolicy`. `key_type`,
-    `value_type`: for engines with one type per context (llama.cpp); None follows from the mode. `demote_after_prefill`:
-    prompts are read at 16 bits and stored at these types afterwards, where the engine can."""
+    """`mode` `configured`, the default, is what the settings of each model say; fields here that differ from their
+    defaults change that. `disabled` keeps everything at 16 bits. `budget`, `evict`: see `sekisho.kv.policy.KVPolicy`.
+    `key_type`, `value_type`: for engines with one type per context (llama.cpp); None follows from the mode.
+    `demote_after_prefill`: prompts are read at 16 bits and stored at these types afterwards, where the engine can."""
 
-    mode: KvMode = "dynamic"
+    mode: KvMode = "configured"
     recent_window: Annotated[int, Meta(ge=16, le=512)] = 64
     level_thresholds: LevelThresholds = LevelThresholds()
     budget: Annotated[float, Meta(gt=0, le=1)] | None = None

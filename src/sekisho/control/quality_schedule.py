@@ -1,0 +1,160 @@
+"""When quality is measured: in full once a day at a time of day, lightly every few hours; after a restart, a jump of
+the clock or a change to summer time, too. A run that was missed is made up for once, not as often as it was missed.
+
+All times are seconds since 1970 on the wall clock, since the schedule outlives this process; where the clock goes back,
+what lies in the future of it is brought to now.
+"""
+
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from sekisho.control.perplexity.base import Kind
+from sekisho.core.clock import Clock
+from sekisho.core.decoding import Undecodable, decoded
+from sekisho.ops.home import write_atomically
+
+_DAY_S: Final = 86_400.0
+_MOST_TRIES: Final = 3
+
+
+class ScheduleSettings(msgspec.Struct, frozen=True):
+    """`zone` None: the machine's. `most_wait_s`: how long traffic may put a run off. `retry_s`: before a failed run is
+    tried again, three times in all."""
+
+    full_at: time = time(6, 0)
+    light_every_s: float = 4 * 3600.0
+    zone: ZoneInfo | None = None
+    most_wait_s: float = 2 * 3600.0
+    retry_s: float = 900.0
+
+
+class _Notes(msgspec.Struct, frozen=True):
+    """`slot`: the time of day that the last full run was for. `light_at`: when the last run of either kind ended.
+    `begun`: what ran when this was written, and `begun_slot` what for. `tries`: failed since the last that did not.
+    `waits_since`: when traffic put off what is due."""
+
+    slot: float
+    light_at: float | None = None
+    begun: Kind | None = None
+    begun_slot: float | None = None
+    tries: int = 0
+    retry_at: float | None = None
+    waits_since: float | None = None
+
+
+class Schedule:
+    """Belongs to one thread. Every change is on disk when the call returns; OSError where it cannot be."""
+
+    def __init__(self, path: Path, clock: Clock, settings: ScheduleSettings | None = None) -> None:
+        self._path, self._clock, self._settings = path, clock, settings or ScheduleSettings()
+        self._light_since = self._wait_since = self._retry_since = clock.monotonic()
+        found = self._read()
+        # The first day's time of day is not made up for: a light run comes at once instead.
+        self._notes = found or _Notes(slot=last_slot(clock.now(), self._settings))
+        if self._notes.begun is not None:
+            self.failed(self._notes.begun)  # whoever began it is gone
+
+    def due(self, now: float | None = None) -> Kind | None:
+        """What should run now, whether there is traffic or not. A full run makes a light one needless."""
+        now = self._clock.now() if now is None else now
+        self._follow_clock(now)
+        notes, monotonic = self._notes, self._clock.monotonic()
+        if notes.begun is not None:
+            return None
+        waited = now - notes.retry_at if notes.retry_at is not None else 0.0
+        if waited < 0 and monotonic - self._retry_since < self._settings.retry_s:
+            return None
+        if last_slot(now, self._settings) > notes.slot:
+            return "full"
+        every = self._settings.light_every_s
+        if notes.light_at is None or now - notes.light_at >= every or monotonic - self._light_since >= every:
+            return "light"
+        return None
+
+    def may_run(self, busy: bool) -> bool:
+        """Whether what is due may run now: at once without traffic, with traffic after `most_wait_s`."""
+        if not busy:
+            return True
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        if self._notes.waits_since is None:
+            self._wait_since = monotonic
+            self._write(waits_since=now)
+        since = self._notes.waits_since or now
+        return max(now - since, monotonic - self._wait_since) >= self._settings.most_wait_s
+
+    def began(self, kind: Kind) -> None:
+        """A run that is cut off by a crash counts as a failed one."""
+        slot = last_slot(self._clock.now(), self._settings) if kind == "full" else None
+        self._write(begun=kind, begun_slot=slot, waits_since=None)
+
+    def done(self, kind: Kind) -> None:
+        """It ended with a figure."""
+        now = self._clock.now()
+        slots = [self._notes.slot]
+        if kind == "full":  # the clock may have gone back since it began
+            slots += [self._notes.begun_slot or 0.0, last_slot(now, self._settings)]
+        self._finish(now, max(slots))
+
+    def failed(self, kind: Kind) -> None:
+        """It ended without a figure: again after a while, and after the third time not before its next time."""
+        tries = self._notes.tries + 1
+        if tries >= _MOST_TRIES:
+            self.done(kind)
+            return
+        self._retry_since = self._clock.monotonic()
+        retry_at = self._clock.now() + self._settings.retry_s
+        self._write(begun=None, tries=tries, retry_at=retry_at, waits_since=None)
+
+    def next_full(self) -> float:
+        """When the next full run is due if nothing is missed; for display."""
+        return next_slot(max(self._clock.now(), self._notes.slot), self._settings)
+
+    def _finish(self, now: float, slot: float) -> None:
+        self._light_since = self._clock.monotonic()
+        self._write(slot=slot, light_at=now, begun=None, begun_slot=None, tries=0, retry_at=None, waits_since=None)
+
+    def _follow_clock(self, now: float) -> None:
+        """What was noted under a clock that ran ahead. A slot of later today is left: it was measured for, shortly
+        before the clock went back a little."""
+        notes, changes = self._notes, dict[str, float]()
+        if notes.slot - now > _DAY_S:
+            changes["slot"] = last_slot(now, self._settings)
+        if notes.light_at is not None and notes.light_at > now:
+            changes["light_at"] = now
+        if notes.retry_at is not None and notes.retry_at - now > self._settings.retry_s:
+            changes["retry_at"] = now + self._settings.retry_s
+        if notes.waits_since is not None and notes.waits_since > now:
+            changes["waits_since"] = now
+        if changes:
+            self._write(**changes)
+
+    def _read(self) -> _Notes | None:
+        try:
+            return decoded(self._path.read_bytes(), _Notes)
+        except FileNotFoundError:
+            return None
+        except Undecodable:
+            return None  # written whole by us or by nobody: what stands there is somebody else's
+
+    def _write(self, **fields: float | int | str | None) -> None:
+        self._notes = msgspec.structs.replace(self._notes, **fields)
+        write_atomically(self._path, msgspec.json.encode(self._notes))
+
+
+def last_slot(now: float, settings: ScheduleSettings) -> float:
+    """The last time of day at or before `now`. Each date has one, also where the clock skips or repeats that hour."""
+    day = datetime.fromtimestamp(now, settings.zone).date()
+    return max(at for back in range(3) if (at := _slot(day - timedelta(days=back), settings)) <= now)
+
+
+def next_slot(after: float, settings: ScheduleSettings) -> float:
+    day = datetime.fromtimestamp(after, settings.zone).date()
+    return min(at for ahead in range(3) if (at := _slot(day + timedelta(days=ahead), settings)) > after)
+
+
+def _slot(day: date, settings: ScheduleSettings) -> float:
+    return datetime.combine(day, settings.full_at, settings.zone).timestamp()

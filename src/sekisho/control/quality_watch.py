@@ -1,0 +1,287 @@
+"""The quality loop at its rim: when to measure, the measurement beside the traffic, and what its verdict leads to."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from sekisho.control import quality_ladder
+from sekisho.control.api.events import EventBus
+from sekisho.control.base import ActuatorFailed, Signals
+from sekisho.control.history import QUALITY, History
+from sekisho.control.notification import Alert
+from sekisho.control.perplexity.base import Kind, Unmeasured
+from sekisho.control.perplexity.baselines import Baselines
+from sekisho.control.perplexity.measure import Compared, Job, Target, compared
+from sekisho.control.perplexity.texts import Text
+from sekisho.control.policy import Policy
+from sekisho.control.policy_book import PolicyBookError
+from sekisho.control.policy_changes import PolicyProblem
+from sekisho.control.policy_service import Cause, PolicyService
+from sekisho.control.quality import Finding, Quality, State, Verdict
+from sekisho.control.quality_online import EarlySign
+from sekisho.control.quality_schedule import Schedule, ScheduleSettings
+from sekisho.control.view import QualityView
+from sekisho.core.clock import Clock
+from sekisho.core.decoding import Undecodable, decoded
+from sekisho.ops.home import write_atomically
+
+log = logging.getLogger("sekisho.control")
+
+BY = "agent quality"
+
+Compare = Callable[[Target, Job, Clock, Baselines], Awaitable[Compared]]
+
+
+class QualitySettings(msgspec.Struct, frozen=True):
+    """`text`: what is measured on. `acts` False advises only. `enabled` False measures on request only."""
+
+    folder: Path
+    text: Text
+    schedule: ScheduleSettings
+    enabled: bool = True
+    acts: bool = True
+    step_back_after: int | None = None
+
+
+class _Watched:
+    """One model's schedule, state and last figures."""
+
+    def __init__(self, model: str, settings: QualitySettings, clock: Clock) -> None:
+        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
+        self.model = model
+        self.schedule = Schedule(settings.folder / f"{name}.schedule.json", clock, settings.schedule)
+        self._state_file = settings.folder / f"{name}.state.json"
+        self.quality = Quality(
+            step_back_after=settings.step_back_after, may_act=settings.acts, state=self._read_state()
+        )
+        self.early = EarlySign()
+        doubtful = self.quality.state.bad > 0 or self.quality.state.phase == "confirming"
+        self.want: Kind | None = "light" if doubtful else None
+        self.light_number = 0
+        self.version: int | None = None
+        self.seen_sample = 0
+        self.view = QualityView()
+
+    def _read_state(self) -> State | None:
+        try:
+            return decoded(self._state_file.read_bytes(), State)
+        except (OSError, Undecodable):
+            return None
+
+    def keep(self) -> None:
+        write_atomically(self._state_file, msgspec.json.encode(self.quality.state))
+
+
+class QualityWatch:
+    """A watcher of the slow loop. One measurement runs at a time, beside the loop; `close` ends it."""
+
+    def __init__(
+        self,
+        settings: QualitySettings,
+        targets: Mapping[str, Callable[[], Target]],
+        policies: PolicyService,
+        history: History,
+        bus: EventBus,
+        tell: Callable[[Alert], None],
+        clock: Clock,
+        compare: Compare = compared,
+    ) -> None:
+        """`targets`: by model, what would be measured now."""
+        self._compare = compare
+        self._settings = settings
+        self._targets = targets
+        self._policies = policies
+        self._history = history
+        self._bus = bus
+        self._tell = tell
+        self._clock = clock
+        self._baselines = Baselines(settings.folder / "baselines.json")
+        self._watched = {model: _Watched(model, settings, clock) for model in targets}
+        self._task: asyncio.Task[Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def close(self) -> None:
+        """May be called twice."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def view_of(self, model: str | None) -> QualityView:
+        """The last figures of a model; of None, those of the one that lost most."""
+        if model is not None:
+            watched = self._watched.get(model)
+            return self._shown(watched) if watched is not None else QualityView(reason="it cannot be measured here")
+        views = [self._shown(watched) for watched in self._watched.values()]
+        measured = [view for view in views if view.delta_ppl is not None]
+        if not measured:
+            return views[0] if views else QualityView()
+        return max(measured, key=lambda view: view.delta_ppl or 0.0)
+
+    def _shown(self, watched: _Watched) -> QualityView:
+        next_full = watched.schedule.next_full() if self._settings.enabled else None
+        return msgspec.structs.replace(watched.view, next_full=next_full)
+
+    # --- when ---------------------------------------------------------------------------------------------------------
+
+    async def watch(self, signals: Signals) -> None:
+        """Begins a measurement where one is due and may run."""
+        for watched in self._watched.values():
+            self._follow(watched, signals)
+        if not self._settings.enabled or (self._task is not None and not self._task.done()):
+            return
+        for watched in self._watched.values():
+            kind = watched.want or watched.schedule.due()
+            if kind is None or not _ready(watched.model, signals):
+                continue
+            if watched.schedule.may_run(_busy(signals)):
+                self._task = asyncio.create_task(self._scheduled(watched, kind), name=f"quality of {watched.model}")
+                return
+
+    def _follow(self, watched: _Watched, signals: Signals) -> None:
+        """A policy that somebody else changed begins anew; answers that became less likely ask for a run."""
+        version = self._policies.book.version
+        versions = self._policies.book.versions()
+        ours = bool(versions) and versions[-1].by == BY
+        if watched.version is not None and version != watched.version:
+            watched.early.reset()
+            if not ours:
+                watched.quality.policy_changed()
+                watched.keep()
+                watched.want = watched.want or "light"
+        watched.version = version
+        for sample in signals.samples:
+            if sample.model != watched.model or sample.number <= watched.seen_sample or sample.mean_nll is None:
+                continue
+            sign = watched.early.add(sample.mean_nll)
+            if sign is not None:
+                watched.want = sign.want
+                self._policies.note(_cause(sign), sign.action, watched.model)
+        numbers = [sample.number for sample in signals.samples if sample.model == watched.model]
+        watched.seen_sample = max([watched.seen_sample, *numbers])
+
+    async def _scheduled(self, watched: _Watched, kind: Kind) -> None:
+        """A failure is logged and tried again by the schedule."""
+        try:
+            await self.measure(watched.model, kind)
+        except (PolicyProblem, OSError) as error:
+            log.warning("the quality of %s: %s", watched.model, error)
+
+    # --- what ---------------------------------------------------------------------------------------------------------
+
+    async def measure(self, model: str | None, kind: str) -> dict[str, Any]:
+        """Measures now, one after the other, and does what the verdict asks for. Raises PolicyProblem for a model that
+        cannot be measured here, and OSError."""
+        watched = self._watched.get(model) if model is not None else next(iter(self._watched.values()), None)
+        if watched is None:
+            names = ", ".join(self._watched) or "none"
+            raise PolicyProblem("model", f"its perplexity cannot be measured here; it can of: {names}")
+        wanted: Kind = "full" if kind == "full" else "light"
+        async with self._turn:
+            return await self._measured(watched, wanted)
+
+    async def _measured(self, watched: _Watched, kind: Kind) -> dict[str, Any]:
+        target = self._targets[watched.model]()
+        job = Job(self._settings.text, kind, watched.light_number)
+        watched.light_number += kind == "light"
+        watched.want = None
+        watched.schedule.began(kind)
+        found: Compared | None = None
+        reason: str | None = None
+        try:
+            found = await self._compare(target, job, self._clock, self._baselines)
+        except Unmeasured as error:
+            reason = str(error)
+            watched.schedule.failed(kind)
+        except BaseException:
+            watched.schedule.failed(kind)
+            raise
+        else:
+            watched.schedule.done(kind)
+        self._show(watched, kind, found, reason)
+        verdict = await self._judge(watched, target, Finding(kind, found.delta if found else None, reason))
+        record = {"model": watched.model, "kind": kind, "compared": found, "reason": reason, "verdict": verdict}
+        await asyncio.to_thread(self._history.append, QUALITY, record)
+        self._bus.publish("quality", self._clock.now(), record)
+        return record
+
+    def _show(self, watched: _Watched, kind: Kind, found: Compared | None, reason: str | None) -> None:
+        if found is None:
+            watched.view = msgspec.structs.replace(watched.view, status="not measured", reason=reason)
+            return
+        limit = self._policies.current(watched.model).quality.max_delta_ppl
+        status = "within_threshold" if found.delta.value <= limit else "alert"
+        watched.view = QualityView(
+            found.baseline.perplexity,
+            found.measured.perplexity,
+            found.delta.value,
+            kind,
+            found.measured.route,
+            found.measured.text_id,
+            found.measured.tokens,
+            found.measured.at,
+            found.measured.at if kind == "full" else watched.view.last_full,
+            status=status,
+            reason=found.delta.reason,
+        )
+
+    # --- and then -----------------------------------------------------------------------------------------------------
+
+    async def _judge(self, watched: _Watched, target: Target, finding: Finding) -> Verdict:
+        policy = self._policies.current(watched.model)
+        limit = policy.quality.max_delta_ppl
+        verdict = watched.quality.observe(finding, limit, quality_ladder.steps(_rung(target, policy), policy))
+        while True:
+            watched.want = verdict.want
+            watched.keep()
+            if verdict.alert:
+                self._tell(self._alert(watched.model, verdict))
+            if verdict.changes is None:
+                self._policies.note(_cause(verdict), verdict.action, watched.model)
+                return verdict
+            refused = await self._change(watched.model, verdict)
+            watched.version = self._policies.book.version
+            if refused is None:
+                return verdict
+            policy = self._policies.current(watched.model)
+            steps = quality_ladder.steps(_rung(self._targets[watched.model](), policy), policy)
+            verdict = watched.quality.not_applied(refused, limit, steps)
+
+    def _alert(self, model: str, verdict: Verdict) -> Alert:
+        severity: Literal["critical", "warning"] = "critical" if verdict.level == "critical" else "warning"
+        facts = {"value": verdict.value, "limit": verdict.limit, "changes": verdict.changes}
+        return Alert(verdict.rule, model, severity, verdict.why, self._clock.now(), facts)
+
+    async def _change(self, model: str, verdict: Verdict) -> str | None:
+        """Why the engine did not take it; None where it did."""
+        assert verdict.changes is not None
+        try:
+            change = await self._policies.change(verdict.changes, _cause(verdict), by=BY, model=model)
+        except (PolicyProblem, ActuatorFailed, PolicyBookError) as error:
+            return str(error)
+        if change.outcome != "failed":
+            return None
+        return "; ".join(dict.fromkeys(each.reason for each in change.applied if each.reason)) or "no reason was given"
+
+
+def _cause(verdict: Verdict) -> Cause:
+    loop: Literal["slow"] = "slow"
+    return Cause(loop, verdict.rule, verdict.signal, verdict.why, verdict.value, verdict.limit)
+
+
+def _rung(target: Target, policy: Policy) -> quality_ladder.Rung:
+    if target.config.engine == "torch":
+        return quality_ladder.rung_of_tiers(policy)
+    return quality_ladder.rung_of_types(target.config.kv_type_k, target.config.kv_type_v)
+
+
+def _ready(model: str, signals: Signals) -> bool:
+    return any(state.model == model and state.state == "ready" for state in signals.engines)
+
+
+def _busy(signals: Signals) -> bool:
+    """Whether somebody waits for any engine of this machine: they share it."""
+    return any((state.running or 0) + (state.waiting or 0) > 0 for state in signals.engines)

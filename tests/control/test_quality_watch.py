@@ -1,0 +1,196 @@
+"""The quality loop, from the schedule to the engine."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from agent_harness import ValueEngine, make_agent
+
+from sekisho.control.base import ActuatorFailed, Applied, EngineState, Signals
+from sekisho.control.notification import Alert
+from sekisho.control.perplexity import texts
+from sekisho.control.perplexity.base import Delta, Measurement, Unmeasured
+from sekisho.control.perplexity.measure import Compared, Target
+from sekisho.control.policy import Policy
+from sekisho.control.quality_schedule import ScheduleSettings
+from sekisho.control.quality_watch import QualitySettings, QualityWatch
+from sekisho.engines.config import ModelConfig
+
+LOSSES = {"f16": 0.0, "q8_0": 0.2, "q4_0": 0.9}
+
+
+class Scene:
+    """A model whose loss follows from the KV type that its engine has."""
+
+    def __init__(self, folder: Path, **given: Any) -> None:
+        self.engine = ValueEngine()
+        self.agent, self.clock = make_agent(folder, self.engine)
+        self.losses: dict[str, float | None] = dict(LOSSES)
+        self.alerts: list[Alert] = []
+        self.measured: list[str] = []
+        settings = QualitySettings(folder / "quality", texts.built_in(), ScheduleSettings(), **given)
+        self.watch = QualityWatch(
+            settings,
+            {"mini": self.target},
+            self.agent.policies,
+            self.agent.history,
+            self.agent.bus,
+            self.alerts.append,
+            self.clock,
+            self.compare,
+        )
+
+    @property
+    def kind(self) -> str:
+        kv = self.engine.policy.kv
+        return kv.key_type or "f16"
+
+    def target(self) -> Target:
+        kind: Any = self.kind
+        return Target(ModelConfig(name="mini", path="builtin", kv_type_k=kind, kv_type_v=kind))
+
+    async def compare(self, target: Target, job: Any, clock: Any, baselines: Any) -> Compared:
+        self.measured.append(job.kind)
+        loss = self.losses[target.config.kv_type_k]
+        if loss is None:
+            raise Unmeasured("the worker is gone")
+        baseline = Measurement("mini", "text", 1000, 2.3, 10.0, "route", 1.0, clock.now(), {})
+        now = msgspec.structs.replace(baseline, perplexity=10.0 + loss)
+        return Compared(now, baseline, Delta(loss, loss / 10, loss - 0.05, loss + 0.05, 1000))
+
+    async def set(self, **kv: Any) -> None:
+        from sekisho.control.policy_service import Cause
+
+        await self.agent.policies.change({"kv": kv}, Cause("api", "request", "api", "a person"), by="api")
+
+    async def look(self, *, busy: bool = False) -> None:
+        """One slow round, and whatever measurement it begins."""
+        state = EngineState("mini", "value", "ready", running=int(busy), waiting=0)
+        self.clock.advance(60)
+        await self.watch.watch(Signals(self.clock.now(), self.clock.monotonic(), (state,)))
+        if self.watch._task is not None:
+            await asyncio.gather(self.watch._task)
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return [entry.record for entry in self.agent.history.read("decisions")]
+
+
+async def test_a_loss_is_climbed_out_of_step_by_step(tmp_path: Path) -> None:
+    """Three bad runs, then INT4 -> INT8, a light run, and it stays; each step is a decision with the measured value."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(6):
+        await scene.look()
+    assert scene.kind == "q8_0"
+    assert scene.measured[:4] == ["light"] * 4
+    rules = [(each["rule"], each["outcome"]) for each in scene.decisions() if each["rule"].startswith("quality")]
+    assert rules[:4] == [
+        ("quality.bad", "nothing"),
+        ("quality.bad", "nothing"),
+        ("quality.step", "applied"),
+        ("quality.recovered", "nothing"),
+    ]
+    step = next(each for each in scene.decisions() if each["rule"] == "quality.step")
+    assert (step["value"], step["limit"], step["loop"]) == (0.9, 0.5, "slow")
+    assert len(scene.alerts) == 4
+    view = scene.watch.view_of("mini")
+    assert (view.delta_ppl, view.status) == (0.2, "within_threshold")
+    await scene.agent.close()
+
+
+async def test_where_the_first_step_is_not_enough_the_next_one_follows(tmp_path: Path) -> None:
+    """INT8 -> FP16; and where that is not enough either, critical, and no further change."""
+    scene = Scene(tmp_path)
+    scene.losses = {"f16": 0.7, "q8_0": 0.8, "q4_0": 0.9}
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(12):
+        await scene.look()
+    assert scene.kind == "f16"
+    assert scene.engine.policy.kv.mode == "disabled"
+    assert [alert.severity for alert in scene.alerts].count("critical") >= 1
+    assert [each["rule"] for each in scene.decisions()].count("quality.step") == 2
+    await scene.agent.close()
+
+
+async def test_a_step_that_the_engine_refuses_is_followed_by_the_next(tmp_path: Path) -> None:
+    """An engine that cannot have INT8 is brought to FP16."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    take = scene.engine.apply
+
+    async def apply(policy: Policy) -> tuple[Applied, ...]:
+        if policy.kv.key_type == "q8_0":
+            raise ActuatorFailed("mini: no INT8 here")
+        return await take(policy)
+
+    scene.engine.apply = apply  # type: ignore[method-assign]
+    for _ in range(6):
+        await scene.look()
+    assert (scene.kind, scene.engine.policy.kv.mode) == ("f16", "disabled")
+    await scene.agent.close()
+
+
+async def test_advising_changes_nothing(tmp_path: Path) -> None:
+    """Without `quality` in `control.act` the step is told and the policy stays."""
+    scene = Scene(tmp_path, acts=False)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(8):
+        await scene.look()
+    assert scene.kind == "q4_0"
+    assert any("advised" in alert.text for alert in scene.alerts)
+    await scene.agent.close()
+
+
+async def test_traffic_comes_first(tmp_path: Path) -> None:
+    """Nothing is measured while somebody is served, until it has waited for two hours."""
+    scene = Scene(tmp_path)
+    for _ in range(100):
+        await scene.look(busy=True)
+    assert scene.measured == []
+    for _ in range(30):
+        await scene.look(busy=True)
+    assert scene.measured
+    await scene.agent.close()
+
+
+async def test_what_cannot_be_measured_says_why_and_is_no_loss(tmp_path: Path) -> None:
+    """Null with a reason; no step is taken, however often."""
+    scene = Scene(tmp_path)
+    scene.losses["q4_0"] = None
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(40):
+        await scene.look()
+    view = scene.watch.view_of(None)
+    assert (view.delta_ppl, view.status, view.reason) == (None, "not measured", "the worker is gone")
+    assert scene.kind == "q4_0"
+    await scene.agent.close()
+
+
+async def test_the_state_survives_a_restart(tmp_path: Path) -> None:
+    """Two bad runs before it and one after it are three."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(2):
+        await scene.look()
+    assert scene.kind == "q4_0"
+    engine = scene.engine
+    await scene.agent.close()
+    again = Scene(tmp_path)
+    again.engine.policy = engine.policy
+    await again.look()
+    assert again.kind == "q8_0"
+    await again.agent.close()
+
+
+async def test_a_persons_change_begins_anew(tmp_path: Path) -> None:
+    """What was found out under the old policy says nothing about the new one, which is measured soon."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(2):
+        await scene.look()
+    await scene.set(key_type="q8_0", value_type="q8_0")
+    await scene.look()
+    assert scene.watch._watched["mini"].quality.state.bad == 0
+    assert scene.watch.view_of("mini").delta_ppl == 0.2
+    await scene.agent.close()
