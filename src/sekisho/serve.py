@@ -1,6 +1,7 @@
 """The wiring: settings become a supervisor with its children, and in the gateway's process a running gateway.
 
 sekisho up  ->  supervise  ->  Supervisor  ->  `python -m sekisho.serve gateway`  ->  Gateway in uvicorn
+                                           ->  `python -m sekisho.serve agent`  ->  the control agent
                                            ->  `python -m sekisho.engines.llama_worker` or `….torch_worker`, one a
                                                local model
 """
@@ -10,9 +11,10 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +27,19 @@ from sekisho.engines import registry, worker_process
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.child import EXIT_CONFIGURATION, die_with_parent
-from sekisho.ops.home import Home, RunState, clear_state, write_atomically, write_state
+from sekisho.ops.children_file import replace_file
+from sekisho.ops.home import Home, RunState, clear_state, write_state
 from sekisho.ops.listening import refusal
 from sekisho.settings import Settings
 
 if TYPE_CHECKING:  # heavy, and only one of the two processes needs each
     from sekisho.gateway.app import Gateway
+    from sekisho.ops.children_file import ChildStatus
+    from sekisho.ops.control_door import ControlDoor
+    from sekisho.ops.engine_swap import Placed
     from sekisho.ops.stability_log import Probe
     from sekisho.ops.supervisor import ChildSpec, Supervisor
+    from sekisho.ops.swap_board import SwapBoard
 
 READY_TIMEOUT_S = 180.0
 PROBE_TIMEOUT_S = 5.0
@@ -65,10 +72,16 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the supervisor hands to the gateway's process, as `run/plan.json`. Holds no secret."""
+    """What the supervisor hands to the gateway's process, as `run/plan.json`. Holds no secret. Written anew when a
+    worker is exchanged: then `settings` and `workers` are those of the new one. `held`: models whose turns wait for
+    that. `door`: the supervisor's own address (`ops.control_door`). `configured`: the models as sekisho.yaml has
+    them."""
 
     settings: Settings
     workers: dict[str, Worker]
+    held: tuple[str, ...] = ()
+    door: str | None = None
+    configured: tuple[ModelConfig, ...] = ()
 
 
 def database_url(home: Home, settings: Settings, environment: Mapping[str, str] | None = None) -> str:
@@ -102,6 +115,7 @@ def supervise(home: Home, settings: Settings, *, announce: Callable[[Announcemen
 
 
 async def _supervise(home: Home, settings: Settings, announce: Callable[[Announcement], None]) -> int:
+    from sekisho.ops.engine_children import is_beside
     from sekisho.ops.log_file import RedactedFormatter
     from sekisho.ops.stability_log import StabilityLog
     from sekisho.ops.supervisor import Supervisor
@@ -114,19 +128,27 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         _on_signal(loop, number, stop.set)
-    plan = make_plan(home, settings)
+    file, key = PlanFile(home, make_plan(home, settings)), worker_process.new_key()
     stability = StabilityLog(home)
-    supervisor = Supervisor(home.run, _children(home, plan), on_change=stability.changed)
+
+    def changed(status: "ChildStatus") -> None:
+        if not is_beside(status.name):  # a worker that has not taken over yet, or was taken over from
+            stability.changed(status)
+
+    supervisor = Supervisor(home.run, _children(home, file.plan, key), on_change=changed)
     await supervisor.claim()  # before anything is written: a second `up` must not replace the first one's plan
+    listening = socket.create_server(("127.0.0.1", 0))
+    file.plan = msgspec.structs.replace(file.plan, door=f"http://127.0.0.1:{listening.getsockname()[1]}")
+    door: ControlDoor | None = None
     watching: asyncio.Task[None] | None = None
     try:
         stability.begin()
         _check_address(settings.gateway)
         await _prepare_database(home, settings)
-        write_atomically(home.run / "plan.json", msgspec.json.encode(plan))
+        file.write()
         await supervisor.start()
         write_state(home, RunState.of_this_process(local_url(settings.gateway), __version__))
-        watching = loop.create_task(stability.watch(_probes(plan)), name="stability")
+        watching = loop.create_task(stability.watch(_probes(file)), name="stability")
         ready = loop.create_task(_until_ready(supervisor, settings.gateway))
         stopping = loop.create_task(stop.wait())
         await asyncio.wait({ready, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,12 +157,18 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
             admin_key = await _first_key(home, settings)  # now, when somebody will read it
             models = tuple(model.name for model in settings.models)
             announce(Announcement(base_url(settings.gateway), str(home.path), models, admin_key, warnings))
+            door = await _open_door(listening, supervisor, file, key)  # not before: it would delay the first answer
+            if settings.control.enabled:
+                await supervisor.add(_agent(home, settings, key))
         else:
             ready.cancel()
         await stopping
     finally:
         if watching is not None:
             watching.cancel()
+        if door is not None:
+            await door.close()
+        listening.close()
         stability.goodbye(planned=stop.is_set())
         await supervisor.stop()
         await asyncio.to_thread(stability.close)
@@ -148,19 +176,81 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     return 0
 
 
-def _probes(plan: Plan) -> "dict[str, Probe]":
-    """How the stability log asks whether a child answers again; the empty name is the server."""
-    from functools import partial
+class PlanFile:
+    """`run/plan.json`, and what stands in it."""
 
+    def __init__(self, home: Home, plan: Plan) -> None:
+        self.plan = plan
+        self._path = home.run / "plan.json"
+
+    def write(self) -> None:
+        """Raises OSError."""
+        replace_file(self._path, msgspec.json.encode(self.plan))
+
+    def place(self, name: str, placed: "Placed", held: bool) -> None:
+        """This worker is the model's now. Raises OSError: then everything stands as it did."""
+        before = self.plan
+        models = tuple(placed.config if model.name == name else model for model in before.settings.models)
+        worker = msgspec.structs.replace(before.workers[name], url=placed.url)
+        others = tuple(other for other in before.held if other != name)
+        self.plan = msgspec.structs.replace(
+            before,
+            settings=msgspec.structs.replace(before.settings, models=models),
+            workers={**before.workers, name: worker},
+            held=(*others, name) if held else others,
+        )
+        try:
+            self.write()
+        except OSError:
+            self.plan = before
+            raise
+
+
+async def _open_door(
+    listening: socket.socket, supervisor: "Supervisor", file: PlanFile, key: str
+) -> "ControlDoor | None":
+    """None where it does not open: then nothing can be exchanged, and all else works."""
+    from sekisho.ops.control_door import ControlDoor
+
+    door = ControlDoor(listening, _swap_board(supervisor, file, key), supervisor.statuses, key)
+    try:
+        await door.start()
+    except Exception:  # what the door is for can wait; what runs must not end with it
+        logging.getLogger(__name__).exception("the supervisor's door does not open")
+        await door.close()
+        return None
+    return door
+
+
+def _swap_board(supervisor: "Supervisor", file: PlanFile, key: str) -> "SwapBoard":
+    from sekisho.ops.engine_children import worker_spec
+    from sekisho.ops.engine_swap import Limits, Placed
+    from sekisho.ops.swap_board import Gateway, SwapBoard
+
+    settings, workers = file.plan.settings, file.plan.workers
+
+    def spec(config: ModelConfig, url: str) -> "ChildSpec":
+        return worker_spec(config, url, Path(workers[config.name].log_path), key, settings.logs)
+
+    placed = {m.name: Placed(m, workers[m.name].url) for m in settings.models if m.name in workers}
+    # Turns that wait have half of their time for those that run, the rest for the new worker's start.
+    limits = Limits(hold_drain_timeout_s=settings.gateway.queue_timeout_s / 2)
+    return SwapBoard(supervisor, placed, spec, Gateway(local_url(settings.gateway), key, file.place), limits)
+
+
+def _probes(file: PlanFile) -> "dict[str, Probe]":
+    """How the stability log asks whether a child answers again; the empty name is the server."""
+    from sekisho.ops.engine_children import child_name
     from sekisho.ops.engine_door import answers
     from sekisho.ops.stability_log import SERVER
 
-    server = partial(_is_ready, local_url(plan.settings.gateway) + "/readyz")
+    async def engine_answers(model: str) -> bool:
+        return await answers(file.plan.workers[model].url)  # as it is at that moment
+
+    server = partial(_is_ready, local_url(file.plan.settings.gateway) + "/readyz")
     probes: dict[str, Probe] = {SERVER: server, "gateway": server}
-    for model in plan.settings.models:
-        worker = plan.workers.get(model.name)
-        if worker is not None:
-            probes[f"engine-{_slug(model)}"] = partial(answers, worker.url)
+    for model in file.plan.workers:
+        probes[child_name(model)] = partial(engine_answers, model)
     return probes
 
 
@@ -185,39 +275,42 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, callback
 
 
 def make_plan(home: Home, settings: Settings) -> Plan:
+    from sekisho.ops.engine_children import address, child_name
+
     workers = {
-        model.name: Worker(
-            f"http://127.0.0.1:{worker_process.free_port()}/v1", str(home.logs / f"engine-{_slug(model)}.log")
-        )
+        model.name: Worker(address(worker_process.free_port()), str(home.logs / f"{child_name(model.name)}.log"))
         for model in settings.models
         if model.has_worker
     }
     if os.environ.get("DATABASE_URL"):  # may hold a password: the gateway reads it from its own environment
         settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=None))
-    return Plan(settings, workers)
+    return Plan(settings, workers, configured=settings.models)
 
 
-def _slug(model: ModelConfig) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in model.name)
-
-
-def _children(home: Home, plan: Plan) -> list["ChildSpec"]:
+def _children(home: Home, plan: Plan, worker_key: str) -> list["ChildSpec"]:
+    from sekisho.ops.engine_children import worker_spec
     from sekisho.ops.supervisor import ChildSpec
 
     # Stopped first, with time to drain; the engines it drains into come after it.
     grace_s = plan.settings.gateway.drain_timeout_s + 10.0
-    key = worker_process.environment(worker_process.new_key())
+    key = worker_process.environment(worker_key)
     argv = (sys.executable, "-m", "sekisho.serve", "gateway", "--home", str(home.path))
     logs, log_path = plan.settings.logs, home.logs / "gateway.log"
     children = [ChildSpec("gateway", argv, log_path, key, stop_order=0, grace_s=grace_s, logs=logs, logs_by_kind=True)]
     for model in plan.settings.models:
         worker = plan.workers.get(model.name)
         if worker is not None:
-            port = int(worker.url.rsplit(":", 1)[1].removesuffix("/v1"))
-            command = registry.WORKERS[model.engine](model, port)
-            name = f"engine-{_slug(model)}"
-            children.append(ChildSpec(name, command, Path(worker.log_path), key, stop_order=1, logs=logs))
+            children.append(worker_spec(model, worker.url, Path(worker.log_path), worker_key, logs))
     return children
+
+
+def _agent(home: Home, settings: Settings, worker_key: str) -> "ChildSpec":
+    """The control agent: nobody's request needs it."""
+    from sekisho.ops.supervisor import ChildSpec
+
+    argv = (sys.executable, "-m", "sekisho.serve", "agent", "--home", str(home.path))
+    environment = worker_process.environment(worker_key)
+    return ChildSpec("agent", argv, home.logs / "agent.log", environment, stop_order=0, logs=settings.logs)
 
 
 def _check_address(config: GatewayConfig) -> None:
@@ -306,7 +399,10 @@ def build_gateway(home: Home, plan: Plan) -> "Gateway":
             worker_key if worker else None,
             Path(worker.log_path) if worker else None,
         )
-        entries.append(Entry(model, engine, FairQueue(model.slots, config.queue_limit, config.queue_timeout_s)))
+        queue = FairQueue(model.slots, config.queue_limit, config.queue_timeout_s)
+        if model.name in plan.held:
+            queue.hold()
+        entries.append(Entry(model, engine, queue, worker.url if worker else None))
     default = settings.default_model or (entries[0].name if entries else None)
     database = database_url(home, settings)
 
@@ -347,10 +443,51 @@ def run_gateway(home: Home, plan: Plan) -> None:
     serve(build_gateway(home, plan))
 
 
+# --- the agent's process --------------------------------------------------------------------------------------------
+
+
+def run_agent(home: Home, plan: Plan) -> None:
+    """Runs until SIGTERM. Blocks. Raises what `control.assembly.serve` does."""
+    from sekisho.control import process
+    from sekisho.control.assembly import EngineAddress, Place
+    from sekisho.core.decoding import decoded
+    from sekisho.ops.control_door import DoorClient
+    from sekisho.ops.engine_swap import Placed
+
+    key = os.environ.get(worker_process.KEY_ENV, "")
+
+    def placed(name: str) -> Placed | None:
+        now = decoded((home.run / "plan.json").read_bytes(), Plan)
+        worker, config = now.workers.get(name), now.settings.model(name)
+        return None if worker is None or config is None else Placed(config, worker.url)
+
+    def address(config: ModelConfig) -> EngineAddress:
+        worker = plan.workers.get(config.name)
+        if worker is not None:
+            return EngineAddress(config, worker.url, key, partial(placed, config.name))
+        return EngineAddress(config, config.url, _upstream_key(config))
+
+    config, changes = process.adjusted(plan.settings.control, os.environ)
+    door = None if plan.door is None else DoorClient(plan.door, key)
+    engines = tuple(address(config) for config in plan.configured if config.engine != "fake")
+    place = Place(home, config, engines, local_url(plan.settings.gateway), key, door, changes)
+    process.run(place, lambda url, _: logging.getLogger("sekisho.control").info("the agent is at %s", url))
+
+
+def _upstream_key(config: ModelConfig) -> str | None:
+    """None where it is missing: then the engine refuses, and says so."""
+    from sekisho.engines.openai_http import upstream_key
+
+    try:
+        return upstream_key(config)
+    except EngineUnavailable:
+        return None
+
+
 def main() -> int:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m sekisho.serve")
-    parser.add_argument("process", choices=["gateway"])
+    parser.add_argument("process", choices=["gateway", "agent"])
     parser.add_argument("--home", required=True, type=Path)
     arguments = parser.parse_args()
     home = Home.find(arguments.home)
@@ -359,6 +496,24 @@ def main() -> int:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         print(f"{home.run / 'plan.json'} cannot be read ({error}): start with `sekisho up`", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
+    return _run_agent_process(home, plan) if arguments.process == "agent" else _run_gateway_process(home, plan)
+
+
+def _run_agent_process(home: Home, plan: Plan) -> int:
+    from sekisho.control.policy_book import PolicyBookError
+    from sekisho.control.policy_changes import PolicyProblem
+    from sekisho.gateway.log_lines import log_to_stderr
+
+    log_to_stderr()
+    try:
+        run_agent(home, plan)
+    except (PolicyProblem, PolicyBookError) as error:  # a wrong variable, or a book that a person must look at
+        print(f"The control agent cannot run: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIGURATION
+    return 0
+
+
+def _run_gateway_process(home: Home, plan: Plan) -> int:
     from sekisho.guard.assembly import GuardUnusable
 
     try:

@@ -80,6 +80,22 @@ def test_an_impossible_setting_ends_in_one_line(tiny_gguf: Path) -> None:
     assert "llama.cpp could not start tiny.gguf (context 512 x 1 slots, KV q8_0/f16)" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cache": 1}, "options: cache unknown; there are cache_ram_mib, speculation"),
+        ({"cache_ram_mib": "much"}, "options.cache_ram_mib: must be MiB of memory"),
+        ({"cache_ram_mib": True}, "options.cache_ram_mib: must be MiB of memory"),
+        ({"speculation": "eagle"}, "options.speculation: 'eagle' is none of off, ngram"),
+    ],
+)
+def test_options_that_are_none_are_told(tiny_gguf: Path, options: dict[str, Any], said: str) -> None:
+    """With those that there are; starting again cannot help."""
+    code, line = run_worker(ModelConfig("m", path=str(tiny_gguf), context=512, slots=1, options=options))
+    assert code == 78
+    assert line.startswith(f"error: {said}")
+
+
 def test_weights_that_cannot_fit_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     """More weights than free memory is refused before the system begins to kill processes."""
     huge = tmp_path / "huge.gguf"

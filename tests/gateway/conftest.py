@@ -23,10 +23,12 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     """`launch(*models, **gateway options)` starts a gateway."""
     started: list[LiveGateway] = []
 
-    def start(*models: ModelConfig, workers: dict[str, Any] | None = None, **options: Any) -> LiveGateway:
+    def start(
+        *models: ModelConfig, workers: dict[str, Any] | None = None, held: tuple[str, ...] = (), **options: Any
+    ) -> LiveGateway:
         home = Home(tmp_path / f"home{len(started)}").create()
         settings = Settings(gateway=GatewayConfig(port=0, **options), models=models or (FAKE,), guard=UNGUARDED)
-        live = LiveGateway(home, Plan(settings, workers or {})).start()
+        live = LiveGateway(home, Plan(settings, workers or {}, held)).start()
         started.append(live)
         return live
 

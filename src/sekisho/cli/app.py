@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sekisho.cli import (
+    agent,
     audit,
     bench,
     clients,
@@ -61,6 +62,7 @@ app.add_typer(escalation.app, name="escalation")
 app.add_typer(emergency.app, name="emergency")
 app.add_typer(configuration.app, name="config")
 app.add_typer(policy.app, name="policy")
+agent.register(app)
 top.register(app)
 clients.register(app)
 doctor.register(app)

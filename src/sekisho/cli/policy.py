@@ -140,6 +140,41 @@ def baseline(
     _tell(out, answer)
 
 
+@app.command("measure", epilog=example("sekisho policy measure --full", ja="品質（パープレキシティ）を測定します。"))
+def measure(
+    model: ModelOption = None,
+    full: Annotated[bool, typer.Option("--full", help="The whole text; else one stretch of it.")] = False,
+    agent: AgentOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the policy costs: perplexity under it, against 16 bits, on the same text."""
+    out = Output(as_json=as_json)
+    body = {"kind": "full" if full else "light"} | ({"model": model} if model else {})
+    client = agent_client(at_home(home), agent)
+    with out.waiting("policy_measuring"):
+        answer = client.post("/v1/quality", body)
+    out.json(answer)
+    compared = answer["compared"]
+    if compared is None:
+        raise CommandFailed(f"{answer['model']}: {answer['reason']}")
+    delta = compared["delta"]
+    rows = [
+        (out.text("quality_now"), f"{compared['measured']['perplexity']:.3f}"),
+        (out.text("quality_baseline"), f"{compared['baseline']['perplexity']:.3f}"),
+        (out.text("quality_delta"), f"{delta['value']:+.3f} ({delta['relative']:+.2%})"),
+        (out.text("quality_interval"), _interval(delta)),
+        (out.text("quality_tokens"), f"{delta['tokens']:,}"),
+        (out.text("quality_route"), compared["measured"]["route"]),
+    ]
+    out.table(out.columns("setting", "value"), rows)
+    out.line(answer["verdict"]["why"])
+
+
+def _interval(delta: dict[str, Any]) -> str | None:
+    return None if delta["low"] is None else f"{delta['low']:+.3f} … {delta['high']:+.3f}"
+
+
 def _tell(out: Output, answer: dict[str, Any]) -> None:
     out.json(answer)
     for field, (old, new) in answer["changed"].items():

@@ -5,35 +5,38 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import time
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-import msgspec
 from aiohttp import web
 
 from sekisho.control import actuators
 from sekisho.control.actuators.base import Swapper
+from sekisho.control.actuators.swapping import WhereIsIt
 from sekisho.control.address import clear_address, token_for, write_address
 from sekisho.control.agent import Agent, Parts
 from sekisho.control.api.door import Door
 from sekisho.control.api.events import EventBus
 from sekisho.control.api.routes import application
 from sekisho.control.balancer import Balancer
-from sekisho.control.base import Actuator
 from sekisho.control.capabilities import Capabilities, Prober
 from sekisho.control.config import DEFAULT_PORT, ControlConfig
 from sekisho.control.devices import Devices
 from sekisho.control.fallback import Fallbacks
-from sekisho.control.feed import Feed
+from sekisho.control.feed import Batch, Feed
 from sekisho.control.history import History
 from sekisho.control.notification import Alert, HttpSender, OutboundNotifier
 from sekisho.control.notification import Target as WebhookTarget
 from sekisho.control.perplexity import texts
 from sekisho.control.perplexity.measure import ROUTES, Target
 from sekisho.control.policy_book import PolicyBook
+from sekisho.control.policy_changes import merged
+from sekisho.control.policy_service import Cause
 from sekisho.control.quality_schedule import ScheduleSettings
 from sekisho.control.quality_watch import QualitySettings, QualityWatch
 from sekisho.control.reactions import Reactions, read_overlay
@@ -46,33 +49,40 @@ from sekisho.ops.home import Home
 log = logging.getLogger("sekisho.control")
 
 
-class EngineAddress(msgspec.Struct, frozen=True):
-    """`url` ends in /v1; `key` is what the engine asks for."""
+class EngineAddress(NamedTuple):
+    """`config`: as the settings have it; a policy lies upon that. `url` ends in /v1; `key` is what the engine asks for.
+    `placed`: settings and address of a worker of ours now, for both change with each exchange."""
 
     config: ModelConfig
     url: str | None
     key: str | None = None
+    placed: WhereIsIt | None = None
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where the agent works. `gateway_url` and `worker_key` None: there is no gateway of ours in front."""
+class Place(NamedTuple):
+    """Where the agent works. `gateway_url` and `worker_key` None: there is no gateway of ours in front. `swapper` None:
+    nobody can start engines anew. `changes`: of the policy, that the environment asks for."""
 
     home: Home
     config: ControlConfig
     engines: tuple[EngineAddress, ...]
     gateway_url: str | None = None
     worker_key: str | None = None
+    swapper: Swapper | None = None
+    changes: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def folder(self) -> Path:
         return self.home.path / "control"
 
 
-async def serve(place: Place, swapper: Swapper | None, announce: Callable[[str, str | None], None]) -> None:
-    """Runs until it is cancelled. `announce` is told the address, and the token where it was made just now."""
+async def serve(place: Place, announce: Callable[[str, str | None], None]) -> None:
+    """Runs until it is cancelled. `announce` is told the address, and the token where it was made just now. Raises
+    OSError where the port cannot be had, PolicyProblem and PolicyBookError."""
     clock = SystemClock()
     token, is_new = token_for(place.home.secrets)
-    async with _Assembled(place, swapper, clock) as agent:
+    async with _Assembled(place, clock) as agent:
+        await _follow_environment(agent, place.changes)
         runner = web.AppRunner(application(agent, Door(token, place.config.cors_origins)), access_log=None)
         await runner.setup()
         try:
@@ -85,6 +95,14 @@ async def serve(place: Place, swapper: Swapper | None, announce: Callable[[str, 
         finally:
             clear_address(place.home.run)
             await runner.cleanup()
+
+
+async def _follow_environment(agent: Agent, changes: Mapping[str, Any]) -> None:
+    """What the environment asks for is in force from the start; where it is so already, nothing is written."""
+    current = agent.policies.current()
+    if changes and merged(current, changes) != current:
+        cause = Cause("api", "environment", "environment", "variables of the environment ask for it")
+        await agent.policies.change(changes, cause, by="environment")
 
 
 def listen(port: int) -> socket.socket:
@@ -115,28 +133,29 @@ def _bound(port: int) -> socket.socket:
 class _Assembled:
     """The agent with all that it needs, closed again in the opposite order."""
 
-    def __init__(self, place: Place, swapper: Swapper | None, clock: Clock) -> None:
+    def __init__(self, place: Place, clock: Clock) -> None:
         self._place = place
-        self._swapper = swapper
         self._clock = clock
 
     async def __aenter__(self) -> Agent:
         place, clock, folder = self._place, self._clock, self._place.folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         hands = {
-            engine.config.name: actuators.create(engine.config, engine.url, engine.key, self._swapper)
+            engine.config.name: actuators.create(engine.config, engine.url, engine.key, place.swapper, engine.placed)
             for engine in place.engines
         }
         devices = Devices(clock)
-        bus = EventBus()
+        bus, window, feed = EventBus(), Window(place.config.window_s, clock=clock), self._feed()
+        if feed is None:
+            window.take(Batch(reason="no gateway of Sekisho is in front: requests are not seen"))
         parts = Parts(
             clock,
             PolicyBook(folder, clock),
             History(folder / "history", clock),
-            Window(place.config.window_s, clock=clock),
+            window,
             Totals(clock),
             hands,
-            self._feed(),
+            feed,
             devices.sample,
             bus,
         )
@@ -148,7 +167,7 @@ class _Assembled:
             notifier.notify(alert)
             bus.publish("alert", alert.at, alert)
 
-        self._quality = self._watch_quality(agent, bus, tell, hands)
+        self._quality = self._watch_quality(agent, bus, tell)
         agent.watchers.append(self._reactions(agent, tell).watch)
         agent.slow_watchers.append(self._quality.watch)
         agent.quality_of = self._quality.view_of
@@ -189,9 +208,7 @@ class _Assembled:
         balancer = Balancer(overlay=overlay) if "balance" in act else None
         return Reactions(agent.policies, fallbacks, balancer, tell, self._clock, overlay_file)
 
-    def _watch_quality(
-        self, agent: Agent, bus: EventBus, tell: Callable[[Alert], None], hands: "dict[str, Actuator]"
-    ) -> QualityWatch:
+    def _watch_quality(self, agent: Agent, bus: EventBus, tell: Callable[[Alert], None]) -> QualityWatch:
         chosen = self._place.config.quality
         hour, minute = (int(part) for part in chosen.full_at.split(":"))
         schedule = ScheduleSettings(
@@ -210,15 +227,15 @@ class _Assembled:
             chosen.step_back_after,
         )
         targets = {
-            engine.config.name: partial(_target, hands[engine.config.name], engine)
+            engine.config.name: partial(_target, engine)
             for engine in self._place.engines
             if engine.config.engine in ROUTES and engine.url is not None
         }
         return QualityWatch(settings, targets, agent.policies, agent.history, bus, tell, self._clock)
 
 
-def _target(hand: Actuator, engine: EngineAddress) -> Target:
+def _target(engine: EngineAddress) -> Target:
     """What is measured: the settings that are in force now, at the engine's root."""
-    config = getattr(hand, "config", engine.config)
-    root = None if engine.url is None else engine.url.removesuffix("/v1")
-    return Target(config, root, engine.key)
+    placed = engine.placed() if engine.placed is not None else None
+    config, url = (placed.config, placed.url) if placed is not None else (engine.config, engine.url)
+    return Target(config, None if url is None else url.removesuffix("/v1"), engine.key)

@@ -5,14 +5,17 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import re
 import struct
+from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _MAGIC = b"GGUF"
 # A model in several files may have only metadata in the first.
 _FIRST_OF_MANY = re.compile(r"-00001-of-\d{5}\.gguf$")
 _STRING, _ARRAY = 8, 9
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_SCALAR_LAYOUTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALAR_BYTES = {kind: struct.calcsize("<" + layout) for kind, layout in _SCALAR_LAYOUTS.items()}
+_MOST_VALUES = 4096
 
 
 def problem(path: Path) -> str | None:
@@ -43,6 +46,40 @@ def has_key(path: Path, suffix: str) -> bool:
     with path.open("rb") as file:
         pairs = struct.unpack("<IQQ", file.read(24)[4:])[2]
         return any(key.endswith(suffix) for key in _keys(file, pairs))
+
+
+def values(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Numbers, and lists of numbers, of the metadata, by their keys without the architecture's name. What is not there,
+    or of another kind, is left out. Raises OSError, and ValueError for a file that is none."""
+    found: dict[str, Any] = {}
+    with path.open("rb") as file:
+        if file.read(4) != _MAGIC:
+            raise ValueError("not a GGUF file")
+        try:
+            _, _, pairs = struct.unpack("<IQQ", _exactly(file, 20))
+            for _ in range(pairs):
+                key = _exactly(file, _number(file, "<Q")).decode()
+                kind, name = _number(file, "<I"), key.partition(".")[2]
+                if name in names and (value := _value(file, kind)) is not None:
+                    found[name] = value
+                elif name not in names:
+                    _skip(file, kind)
+        except EOFError:
+            raise ValueError("its head is cut off") from None
+    return found
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    """A number or a list of numbers; None for anything else, which is passed over."""
+    if kind in _SCALAR_LAYOUTS:
+        return struct.unpack("<" + _SCALAR_LAYOUTS[kind], _exactly(file, _SCALAR_BYTES[kind]))[0]
+    start = file.tell()
+    inner, count = (_number(file, "<I"), _number(file, "<Q")) if kind == _ARRAY else (_STRING, 0)
+    if inner not in _SCALAR_LAYOUTS or count > _MOST_VALUES:
+        file.seek(start)
+        _skip(file, kind)
+        return None
+    return list(struct.unpack(f"<{count}{_SCALAR_LAYOUTS[inner]}", _exactly(file, count * _SCALAR_BYTES[inner])))
 
 
 def _keys(file: BinaryIO, pairs: int) -> list[str]:

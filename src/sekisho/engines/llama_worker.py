@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import psutil
@@ -45,6 +45,8 @@ BUILTIN = "builtin"
 # Threads of the HTTP server: each connection holds one, idle ones that are kept alive included.
 _HTTP_THREADS_BESIDE_SLOTS = 32
 _SMALL_MODEL_BYTES = 64 * 2**20
+SPECULATIONS: Final = ("off", "ngram")
+OPTIONS: Final = ("cache_ram_mib", "speculation")
 _DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
@@ -118,6 +120,7 @@ def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
     threads = config.threads or default_threads(path.stat().st_size)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.use_jinja = True
+    _set_options(params, config)
     if config.chat_template is not None:
         template = Path(config.chat_template).expanduser()
         readable(template, "chat template")
@@ -132,6 +135,31 @@ def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
         if not gguf_header.has_key(path, ".pooling_type"):
             params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     return params
+
+
+def check_options(config: ModelConfig) -> None:
+    """Refuses what is none of `OPTIONS`. Raises `WorkerError`."""
+    unknown = sorted(set(config.options) - set(OPTIONS))
+    if unknown:
+        raise WorkerError(f"options: {', '.join(unknown)} unknown; there are {', '.join(OPTIONS)}")
+    cache = config.options.get("cache_ram_mib", 0)
+    if not isinstance(cache, int) or isinstance(cache, bool) or cache < -1:
+        raise WorkerError(f"options.cache_ram_mib: must be MiB of memory, 0 for none, -1 for no limit, is {cache!r}")
+    if config.options.get("speculation", "off") not in SPECULATIONS:
+        given = config.options["speculation"]
+        raise WorkerError(f"options.speculation: {given!r} is none of {', '.join(SPECULATIONS)}")
+
+
+def _set_options(params: Any, config: ModelConfig) -> None:
+    """`cache_ram_mib`: host memory for prompts that were read before and whose slot others have taken since.
+    `speculation`: `ngram` proposes what followed the last tokens where they stood before."""
+    import xllamacpp
+
+    check_options(config)
+    if "cache_ram_mib" in config.options:
+        params.cache_ram_mib = config.options["cache_ram_mib"]
+    if config.options.get("speculation") == "ngram":
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
 
 
 def default_threads(size_bytes: int) -> int:

@@ -135,6 +135,7 @@ class Gateway:
         if self.draining:
             return
         self.draining = True
+        self.ledger.samples.end()
         self.guarding.begin_stop()
         log.info("draining %d running requests", len(self.answers))
         asyncio.get_running_loop().call_later(self.config.drain_timeout_s, self._abort_all)

@@ -2,10 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from math import inf, isfinite
 
 from sekisho.core.clock import Clock
 from sekisho.core.errors import SekishoError, StoreUnavailable
-from sekisho.core.events import Event, Failed, Finished, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, Usage
+from sekisho.core.events import (
+    Event,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from sekisho.gateway.identity import Holder
 from sekisho.gateway.ledger import Ledger
 from sekisho.gateway.limits import Reservation
@@ -16,6 +27,7 @@ from sekisho.store import UsageRecord, UsageStatus
 log = logging.getLogger("sekisho.gateway.exchange")
 
 _DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta, RefusalDelta)
+_UNTOLD_LOGPROB = -9999.0  # what OpenAI's interface says where it does not tell how improbable a token was
 
 
 def estimate_tokens(body_bytes: int, max_tokens: int | None) -> int:
@@ -37,6 +49,8 @@ class Exchange:
         "_holder",
         "_ledger",
         "_metrics",
+        "_nll_nats",
+        "_nll_tokens",
         "_recorded",
         "_reservation",
         "_started_s",
@@ -80,6 +94,8 @@ class Exchange:
         self._started_unix_s = clock.now()
         self._first_s: float | None = None
         self._deltas = 0
+        self._nll_nats = 0.0
+        self._nll_tokens = 0
         self._recorded = False
         key_id = holder.record.id
         self._reservation: Reservation = holder.meter.admit(self._started_s, estimate, ledger.spending(key_id))
@@ -88,6 +104,8 @@ class Exchange:
         for event in batch:
             if isinstance(event, _DELTAS):
                 self._deltas += 1
+                if type(event) is TextDelta and event.logprobs:
+                    self._note_logprobs(event.logprobs)
             elif isinstance(event, Usage):
                 self.usage = event
             elif isinstance(event, Finished):
@@ -131,11 +149,20 @@ class Exchange:
             http_status=http_status,
         )
         self._recorded = True
-        self._ledger.record(record)
+        self._ledger.record(record, self._mean_nll())
         self._metrics.observe(record, self._holder.record.name)
         note_request(record)
         if usage is not None:
             self._holder.meter.settle(self._reservation, usage.input_tokens + usage.output_tokens)
+
+    def _note_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> None:
+        untold = min(each.logprob for each in logprobs) <= _UNTOLD_LOGPROB
+        self._nll_nats += inf if untold else -sum(each.logprob for each in logprobs)
+        self._nll_tokens += len(logprobs)
+
+    def _mean_nll(self) -> float | None:
+        """Nats per generated token; None where the engine was not asked for them or did not tell them all."""
+        return self._nll_nats / self._nll_tokens if self._nll_tokens and isfinite(self._nll_nats) else None
 
     def close(self) -> None:
         """Gives back what is still reserved; an answer whose tokens nobody counted keeps its estimate in the window.

@@ -14,6 +14,7 @@ from sekisho.core.clock import Clock
 from sekisho.core.errors import StoreUnavailable
 from sekisho.gateway.config import Price
 from sekisho.gateway.limits import Spending
+from sekisho.gateway.samples import SampleLog
 from sekisho.gateway.trouble import unexpected
 from sekisho.store import Store, UsageRecord, UsageSpool
 
@@ -48,6 +49,7 @@ class Ledger:
         self._month = month_of(clock.now())
         self._next_month_check_s = 0.0
         self._spending: dict[str, Spending] = {}
+        self.samples = SampleLog(clock)
         self._appended = 0
         self._synced_at_s = float("-inf")
         self._stopping = asyncio.Event()
@@ -64,13 +66,15 @@ class Ledger:
             found = self._spending[key_id] = Spending()
         return found
 
-    def record(self, record: UsageRecord) -> None:
-        """Makes a record durable and counts it. Raises StoreUnavailable when it cannot be written."""
+    def record(self, record: UsageRecord, mean_nll: float | None = None) -> None:
+        """Makes a record durable and counts it. Raises StoreUnavailable when it cannot be written. `mean_nll`: nats per
+        generated token, for the control agent's sample."""
         self._spool.append(record)
         self._appended += 1
         spending = self.spending(record.key_id)
         spending.tokens += (record.input_tokens or 0) + (record.output_tokens or 0)
         spending.cost_micros += record.cost_micros
+        self.samples.add(record, mean_nll)
 
     async def run(self) -> None:
         """Empties the spool into the store until `stop`, and then once more. Trouble is logged once and tried again.

@@ -3,6 +3,8 @@
 As many turns run at once as the engine has slots. The rest wait in one line per key, and a free slot goes to the
 keys in turn, so that a key with a thousand waiting requests delays another key by at most one of them. When the
 queue is full, the newest request of the longest line gives way to a key whose line is shorter.
+
+The engine behind it can be exchanged: `hold` lets nobody in, `renew` begins to count anew for the next worker.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from collections import OrderedDict, deque
 
 from sekisho.core.errors import Overloaded
 
-Waiter = asyncio.Future[None]
+Waiter = asyncio.Future[int]
 
 
 class FairQueue:
@@ -20,15 +22,29 @@ class FairQueue:
         self.slots = slots
         self.limit = limit
         self.timeout_s = timeout_s
-        self.running = 0
         self.waiting = 0
+        self._worker = 0  # rises by one with each worker that takes over
+        self._present = 0
+        self._former = 0
+        self._open = asyncio.Event()
+        self._open.set()
         self._lines: OrderedDict[str, deque[Waiter]] = OrderedDict()
 
-    async def acquire(self, key_id: str) -> None:
-        """Waits for a slot. Raises Overloaded when the queue is full or the wait took longer than `timeout_s`."""
-        if self.running < self.slots and not self.waiting:
-            self.running += 1
-            return
+    @property
+    def running(self) -> int:
+        """Who holds a slot, of former workers too."""
+        return self._present + self._former
+
+    @property
+    def held(self) -> bool:
+        return not self._open.is_set()
+
+    async def acquire(self, key_id: str) -> int:
+        """Waits for a slot; which worker it is of, for `release`. Raises Overloaded when the queue is full or the wait
+        took longer than `timeout_s`."""
+        if self._has_room and not self.waiting:
+            self._present += 1
+            return self._worker
         if self.waiting >= self.limit:
             self._make_room(key_id)
         waiter: Waiter = asyncio.get_running_loop().create_future()
@@ -36,30 +52,69 @@ class FairQueue:
         self.waiting += 1
         try:
             async with asyncio.timeout(self.timeout_s):
-                await waiter
+                return await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.release()  # the slot was given to us in the moment we left
+                self.release(waiter.result())  # the slot was given to us in the moment we left
             else:
                 self._leave(key_id, waiter)
             if isinstance(error, TimeoutError):
-                raise Overloaded(
-                    f"No free slot within {self.timeout_s:g} s: the engine is busy.", retry_after_s=5.0
-                ) from None
+                why = "its worker is being exchanged" if self.held else "the engine is busy"
+                raise Overloaded(f"No free slot within {self.timeout_s:g} s: {why}.", retry_after_s=5.0) from None
             raise
 
-    def release(self) -> None:
-        """Gives the slot to the next key's oldest waiter, or back."""
-        while self._lines:
+    def release(self, worker: int | None = None) -> None:
+        """Gives back a slot of this worker (None: of the present one); the next key's oldest waiter gets it."""
+        if worker is None or worker == self._worker:
+            self._present -= 1
+            self._fill()
+        else:
+            self._former -= 1
+
+    def resize(self, slots: int) -> None:
+        """More slots are given out at once; with fewer, whoever runs goes on."""
+        self.slots = slots
+        self._fill()
+
+    def renew(self, slots: int) -> None:
+        """Another worker takes over, with all its slots free: whoever runs now goes on, and counts no more."""
+        self._worker += 1
+        self._former += self._present
+        self._present = 0
+        self.resize(slots)
+
+    def hold(self) -> None:
+        """Nobody is let in until `release_hold`; waiting goes on as ever."""
+        self._open.clear()
+
+    def release_hold(self) -> None:
+        self._open.set()
+        self._fill()
+
+    async def opened(self) -> bool:
+        """Waits until nothing is held, at most `timeout_s`. Whether that came true."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self._open.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def _has_room(self) -> bool:
+        return self._present < self.slots and self._open.is_set()
+
+    def _fill(self) -> None:
+        """Gives what is free to the keys in turn."""
+        while self._has_room and self._lines:
             key_id, line = self._lines.popitem(last=False)
             waiter = line.popleft()
             self.waiting -= 1
             if line:
                 self._lines[key_id] = line  # behind all other keys
             if not waiter.done():
-                waiter.set_result(None)
-                return
-        self.running -= 1
+                self._present += 1
+                waiter.set_result(self._worker)
 
     def _leave(self, key_id: str, waiter: Waiter) -> None:
         line = self._lines.get(key_id)

@@ -11,6 +11,7 @@ _TEXT: Schema = {"type": "string"}
 _BOOL: Schema = {"type": "boolean"}
 _COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 65536}
 _MODEL: Schema = {"type": "string", "minLength": 1}
+_NUMBER: Schema = {"type": "integer", "minimum": 1}
 _UNIT: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _TEMPERATURE: Schema = {"type": "number", "minimum": 0, "maximum": 2}
 _SEED: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
@@ -161,9 +162,20 @@ BODIES: dict[str, Schema] = {
         **_object(["token"], token=_TEXT, **{**_DECISION, "action": {"enum": ["look", *_ACTIONS]}}),
         "additionalProperties": False,
     },
+    "/internal/engines/move": _object(
+        ["model", "number", "url", "config"], model=_MODEL, number=_NUMBER, url=_TEXT, config={"type": "object"}
+    ),
+    "/internal/engines/hold": _object(
+        ["model", "number", "for_s"], model=_MODEL, number=_NUMBER, for_s={"type": "number", "minimum": 0}
+    ),
 }
 
 QUERIES: dict[tuple[str, str], list[Schema]] = {
+    ("GET", "/internal/control/feed"): [
+        {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0}},
+        {"name": "start", "in": "query", "schema": _TEXT},
+        {"name": "wait_s", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 30}},
+    ],
     ("GET", "/v1/escalations"): [
         {
             "name": "state",

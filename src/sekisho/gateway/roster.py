@@ -21,23 +21,103 @@ log = logging.getLogger("sekisho.gateway.roster")
 _RETRY_S = 0.25
 _POLL_STARTING_S = 0.5
 _POLL_READY_S = 5.0
+_HELD_AT_START_S = 30.0
 
 Answer = TypeVar("Answer")
 
 
-class Entry:
-    """One model."""
+class EngineUse:
+    """An engine and how many calls are under way there: `with use:` around each. Once it is `left` it is closed by the
+    end of its last call."""
 
-    def __init__(self, config: ModelConfig, engine: Engine, queue: FairQueue) -> None:
-        self.config = config
+    __slots__ = ("calls", "engine", "left", "url")
+
+    def __init__(self, engine: Engine, url: str | None) -> None:
         self.engine = engine
+        self.url = url
+        self.calls = 0
+        self.left: Callable[[EngineUse], None] | None = None
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+        if self.left is not None and not self.calls:
+            self.left(self)
+
+
+class Entry:
+    """One model. `url` is its worker's address, for engines of ours."""
+
+    def __init__(self, config: ModelConfig, engine: Engine, queue: FairQueue, url: str | None = None) -> None:
+        self.config = config
         self.queue = queue
+        self.use = EngineUse(engine, url)
+        self.former: list[EngineUse] = []
         self.health = Health("starting")
         self.card: EngineModel | None = None
+        self.moved = asyncio.Event()
+        self.last_order = 0  # of the supervisor's (`engine_moves`)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._lease: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def engine(self) -> Engine:
+        """Where new calls go."""
+        return self.use.engine
+
+    def move(self, config: ModelConfig, engine: Engine, url: str) -> None:
+        """New calls go to `engine` from now on. Calls under way stay where they began."""
+        former, self.use = self.use, EngineUse(engine, url)
+        self.config, self.card = config, None
+        self.queue.renew(config.slots)
+        self.former.append(former)
+        former.left = self._let_go
+        if not former.calls:
+            self._let_go(former)
+        self.moved.set()
+
+    def calls(self) -> dict[str, int]:
+        """How many calls are under way, by the address of the worker."""
+        counts: dict[str, int] = {}
+        for use in (self.use, *self.former):
+            if use.url is not None:
+                counts[use.url] = counts.get(use.url, 0) + use.calls
+        return counts
+
+    def hold(self, for_s: float) -> None:
+        """Lets no turn begin, for at most so long: whoever holds must say so again."""
+        self.queue.hold()
+        self._end_lease()
+        self._lease = asyncio.get_running_loop().call_later(for_s, self._forgotten)
+
+    def release(self) -> None:
+        self._end_lease()
+        self.queue.release_hold()
+
+    async def close(self) -> None:
+        self._end_lease()
+        await asyncio.gather(*(use.engine.close() for use in (self.use, *self.former)), *self._closing)
+
+    def _forgotten(self) -> None:
+        log.warning("model %s: whoever held its turns has not been heard of: they go on", self.name)
+        self.release()
+
+    def _end_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.cancel()
+        self._lease = None
+
+    def _let_go(self, use: EngineUse) -> None:
+        self.former.remove(use)
+        task = asyncio.get_running_loop().create_task(use.engine.close(), name=f"close a former engine of {self.name}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     @property
     def context_tokens(self) -> int | None:
@@ -99,15 +179,14 @@ class Roster:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """As `run`: in its key's turn, and through a restart of the engine. Raises as `engines.base.Engine.embed`."""
-        engine = self.entries[request.model].engine
         async with self._slot(request):
-            return await self._once_back(request.model, lambda: engine.embed(request))
+            return await self._once_back(request.model, lambda engine: engine.embed(request))
 
     async def count_tokens(self, turn: Turn) -> int:
         """As `embed`; an engine that counts without a slot is not waited for in the queue."""
         engine = self.entries[turn.model].engine
         async with self._slot(turn) if engine.count_takes_slot else nullcontext():
-            return await self._once_back(turn.model, lambda: engine.count_tokens(turn))
+            return await self._once_back(turn.model, lambda engine: engine.count_tokens(turn))
 
     def ready(self) -> bool:
         """Whether at least one model can answer now."""
@@ -115,13 +194,16 @@ class Roster:
 
     async def watch(self) -> None:
         """Asks every engine for its health until it is cancelled."""
+        for entry in self.entries.values():
+            if entry.queue.held:  # as the plan says: a worker is being exchanged
+                entry.hold(_HELD_AT_START_S)
         async with asyncio.TaskGroup() as group:
             for entry in self.entries.values():
                 group.create_task(persistently(f"health of {entry.name}", partial(self._watch, entry)))
 
     async def close(self) -> None:
         for entry in self.entries.values():
-            await entry.engine.close()
+            await entry.close()
 
     def _lookup(self, name: str) -> Entry | None:
         if not name and self._default is not None:
@@ -135,16 +217,25 @@ class Roster:
 
     async def _watch(self, entry: Entry) -> None:
         while True:
-            health = await entry.engine.health()
-            if health.state != entry.health.state:
-                log.info("model %s: %s%s", entry.name, health.state, f" ({health.reason})" if health.reason else "")
-            if health.state == "ready" and (entry.card is None or entry.health.state != "ready"):
+            entry.moved.clear()
+            use = entry.use
+            health = await use.engine.health()
+            card = entry.card
+            if use is entry.use and health.state == "ready" and (card is None or entry.health.state != "ready"):
                 try:
-                    entry.card = next(iter(await entry.engine.models()), None)
+                    card = next(iter(await use.engine.models()), None)
                 except EngineUnavailable as error:
                     health = Health("down", error.message)
-            entry.health = health
-            await asyncio.sleep(_POLL_READY_S if health.state == "ready" else _POLL_STARTING_S)
+            if use is not entry.use:
+                continue  # what was heard is of a former worker
+            if health.state != entry.health.state:
+                log.info("model %s: %s%s", entry.name, health.state, f" ({health.reason})" if health.reason else "")
+            entry.health, entry.card = health, card
+            try:
+                async with asyncio.timeout(_POLL_READY_S if health.state == "ready" else _POLL_STARTING_S):
+                    await entry.moved.wait()
+            except TimeoutError:
+                continue
 
     async def _queued(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
         async with self._slot(turn), aclosing(inner(turn)) as events:
@@ -154,54 +245,64 @@ class Roster:
     @asynccontextmanager
     async def _slot(self, request: Turn | EmbedRequest) -> AsyncIterator[None]:
         queue = self.entries[request.model].queue
-        await queue.acquire(request.caller.key_id if request.caller else "")
+        worker = await queue.acquire(request.caller.key_id if request.caller else "")
         try:
             yield
         finally:
-            queue.release()
+            queue.release(worker)
 
     async def _through_restarts(self, turn: Turn, inner: Handler) -> AsyncGenerator[Batch, None]:
-        """A turn that found its engine down waits for the supervisor to bring it back, if nothing was said yet."""
-        patience = self._patience(turn.model)
+        """A turn that found its engine down waits for the supervisor to bring it back, if nothing was said yet. Where
+        another worker has taken over meanwhile, the turn begins there."""
+        entry = self.entries[turn.model]
+        patience = self._patience(entry)
         while True:
-            said = False
+            said, use = False, entry.use
             try:
-                async with aclosing(inner(turn)) as events:
-                    async for batch in events:
-                        said = True
-                        yield batch
+                with use:
+                    async with aclosing(inner(turn)) as events:
+                        async for batch in events:
+                            said = True
+                            yield batch
                 return
             except EngineUnavailable:
-                if said or not await patience.again():
+                if said or (use is entry.use and not await patience.again()):
                     raise
 
-    async def _once_back(self, model: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _once_back(self, model: str, ask: Callable[[Engine], Awaitable[Answer]]) -> Answer:
         """The same for a question with one answer."""
-        patience = self._patience(model)
+        entry = self.entries[model]
+        patience = self._patience(entry)
         while True:
+            use = entry.use
             try:
-                return await ask()
+                with use:
+                    return await ask(use.engine)
             except EngineUnavailable:
-                if not await patience.again():
+                if use is entry.use and not await patience.again():
                     raise
 
-    def _patience(self, model: str) -> "_Patience":
-        ours = self.entries[model].config.has_worker
-        return _Patience(self._restart_wait_s if ours else 0.0)
+    def _patience(self, entry: Entry) -> "_Patience":
+        return _Patience(self._restart_wait_s if entry.config.has_worker else 0.0, entry.queue)
 
     def _engine(self, turn: Turn) -> EventStream:
         return self.entries[turn.model].engine.generate(turn)
 
 
 class _Patience:
-    """How long a call waits for an engine that the supervisor restarts."""
+    """How long a call waits for an engine that the supervisor restarts. While the queue is held, the engine is being
+    exchanged: the call then waits for the end of that, which does not count."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, queue: FairQueue) -> None:
         self._limit_s = limit_s
+        self._queue = queue
         self._deadline_s: float | None = None
 
     async def again(self) -> bool:
         """Whether to ask once more, after a moment. The time runs from the first call."""
+        if self._queue.held:
+            self._deadline_s = None
+            return await self._queue.opened()
         now_s = asyncio.get_running_loop().time()
         if self._deadline_s is None:
             self._deadline_s = now_s + self._limit_s

@@ -1,6 +1,6 @@
 """Every address of the API, in one table: what the router, the OpenAPI document and the docs' test read."""
 
-from sekisho.gateway import escalations, generation, listing, openapi, responses, status
+from sekisho.gateway import control_feed, engine_moves, escalations, generation, listing, openapi, responses, status
 from sekisho.gateway.router import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -32,5 +32,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", status.healthz, "The process lives", public=True),
     Route("GET", "/readyz", status.readyz, "A model can answer", public=True),
     Route("GET", "/metrics", status.metrics, "Prometheus metrics", public=True),
+    Route("GET", "/internal/control/feed", control_feed.control_feed, "For the control agent, by its key", public=True),
+    Route("GET", "/internal/engines", engine_moves.traffic, "For the supervisor: turns by worker", public=True),
+    Route("POST", "/internal/engines/move", engine_moves.move, "For the supervisor: another worker", public=True),
+    Route("POST", "/internal/engines/hold", engine_moves.hold, "For the supervisor: let turns wait", public=True),
     Route("GET", "/openapi.json", openapi.document, "This list, for machines", public=True),
 )

@@ -75,7 +75,8 @@ class RotatingLog:
     """Keeps what a child says in `path`, and its last lines for error messages.
 
     `by_kind` is for the gateway, whose lines are JSON: its request lines go to `performance.log` beside `path`, and
-    everything from warnings up, or that is no JSON at all, stands in `error.log` too.
+    everything from warnings up, or that is no JSON at all, stands in `error.log` too. `beside`: another child's log at
+    the same path, whose file is shared, line by line: while an engine is exchanged, two workers have one log.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class RotatingLog:
         by_kind: bool = False,
         tail_lines: int = 20,
         now: Callable[[], float] = time.time,
+        beside: "RotatingLog | None" = None,
     ) -> None:
         config = config or LogsConfig()
         self.tail: deque[str] = deque(maxlen=tail_lines)
         self._lines = RedactedLines()
-        self._all = RotatingFile(path, config, now)
+        self._all: RotatingFile = RotatingFile(path, config, now) if beside is None else beside._all
         self._errors = RotatingFile(path.with_name("error.log"), config, now) if by_kind else None
         self._requests = RotatingFile(path.with_name("performance.log"), config, now) if by_kind else None
 

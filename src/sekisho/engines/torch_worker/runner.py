@@ -42,6 +42,7 @@ class Runner(threading.Thread):
         self.batch = Batch(loaded)
         self.prefilling: deque[Sequence] = deque()
         self.waiting: deque[Sequence] = deque()
+        self.held_bytes = 0  # by measurements, which give way where a sequence could be admitted without them
         self._chunk, self._publish = chunk, publish
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -152,8 +153,9 @@ class Runner(threading.Thread):
 
     @property
     def reserved_bytes(self) -> int:
-        """What all that were admitted may come to."""
-        return idle_bytes(self.loaded.layers, self.policy) + sum(each.reserved_bytes for each in self.admitted)
+        """What all that were admitted may come to, and what measurements hold."""
+        admitted = sum(each.reserved_bytes for each in self.admitted)
+        return idle_bytes(self.loaded.layers, self.policy) + admitted + self.held_bytes
 
     def _admit(self) -> None:
         while self.waiting and len(self.admitted) < self.slots:

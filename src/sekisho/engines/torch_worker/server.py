@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from sekisho.engines.config import ModelConfig
-from sekisho.engines.torch_worker import embeddings, tiers
+from sekisho.engines.torch_worker import embeddings, perplexity, tiers
 from sekisho.engines.torch_worker.answers import ChatForm, CompletionForm, Form
 from sekisho.engines.torch_worker.batch import Answers
 from sekisho.engines.torch_worker.prompts import Prompts
@@ -69,6 +69,7 @@ class Server:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/kv", self._kv)
         app.router.add_put("/kv/policy", self._change_policy)
+        app.router.add_post("/perplexity", perplexity.Route(lambda: self._ready, self._tokens).answer)
         return app
 
     @web.middleware

@@ -1,0 +1,92 @@
+"""`sekisho agent`: the control agent alone, in front of an engine that Sekisho does not run."""
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sekisho.cli.failure import ABSENT, FAILED, USAGE, CommandFailed
+from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
+from sekisho.cli.output import Output
+
+if TYPE_CHECKING:
+    from sekisho.control.assembly import EngineAddress
+
+
+def register(app: typer.Typer) -> None:
+    line = example("sekisho agent --engine http://127.0.0.1:8000/v1", ja="制御エージェントだけを起動します。")
+    app.command("agent", epilog=line)(agent)
+
+
+def agent(
+    engine: Annotated[str, typer.Option("--engine", metavar="URL", help="The engine's address, as clients use it.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="vllm, lemonade, llama_cpp, onnx_genai or openai_http; default: asked there."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Its model; default: the first that it lists.")] = None,
+    key_env: Annotated[
+        str | None, typer.Option("--key-env", metavar="VARIABLE", help="The variable that holds the engine's key.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Where the agent listens; 0: any free port.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the control agent alone, for an engine that Sekisho does not run. Ctrl+C ends it."""
+    import msgspec
+
+    from sekisho.control import process
+    from sekisho.control.assembly import Place
+    from sekisho.control.policy_book import PolicyBookError
+    from sekisho.control.policy_changes import PolicyProblem
+
+    out, place = Output(as_json=as_json), at_home(home)
+    place.create()
+    try:
+        config, changes = process.adjusted(settings_of(place).control, os.environ)
+        config = config if port is None else msgspec.structs.replace(config, port=port)
+        where = Place(place, config, (_address(engine, kind, model, key_env),), changes=changes)
+        process.run(where, lambda url, token: _tell(out, url, token, str(place.secrets)))
+    except PolicyProblem as error:
+        raise CommandFailed(str(error), exit_code=USAGE) from error
+    except PolicyBookError as error:
+        raise CommandFailed(str(error), hint="an agent of this home may run already: sekisho status") from error
+    except OSError as error:
+        raise CommandFailed(f"the agent cannot listen: {error.strerror or error}", exit_code=FAILED) from error
+
+
+def _address(url: str, kind: str | None, model: str | None, key_env: str | None) -> "EngineAddress":
+    """Raises CommandFailed where nobody answers, or what is named is not there."""
+    from sekisho.control.actuators import ACTUATORS
+    from sekisho.control.assembly import EngineAddress
+    from sekisho.control.detection import NothingThere, detect
+    from sekisho.engines.config import ModelConfig
+
+    url = url.rstrip("/")
+    url = url if url.endswith("/v1") else f"{url}/v1"
+    if kind is not None and kind not in ACTUATORS:
+        known = ", ".join(name for name in ACTUATORS if name != "fake")
+        raise CommandFailed(f"--kind: {kind!r} is not known", hint=f"one of {known}", exit_code=USAGE)
+    key = None if key_env is None else os.environ.get(key_env)
+    if key_env is not None and not key:
+        raise CommandFailed(f"--key-env: the variable {key_env} is not set", exit_code=USAGE)
+    try:
+        found = asyncio.run(detect(url, key))
+    except NothingThere as error:
+        raise CommandFailed(f"no engine answers: {error}", exit_code=ABSENT) from error
+    if not found.models and model is None:
+        raise CommandFailed("the engine lists no model", hint="name one with --model", exit_code=USAGE)
+    options: dict[str, Any] = {"actuator": kind or found.kind}
+    config = ModelConfig(name=model or found.models[0], engine="openai_http", url=url, options=options)
+    return EngineAddress(config, url, key)
+
+
+def _tell(out: Output, url: str, token: str | None, folder: str) -> None:
+    out.json({"url": url, "token": token})
+    out.say("agent_at", url=url)
+    if token is not None:
+        out.say("agent_token", path=folder)
+        out.line(f"  {token}", style="bold")

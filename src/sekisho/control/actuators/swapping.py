@@ -1,0 +1,83 @@
+"""A worker of ours: where it is, which settings it runs with, and how it comes to others."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from sekisho.control.actuators.base import Swapper, Wanted, done, joined
+from sekisho.control.actuators.engine_http import EngineHttp
+from sekisho.control.base import Applied, Effect
+from sekisho.core.errors import SekishoError
+from sekisho.engines.config import ModelConfig
+from sekisho.ops.control_door import DoorFailed
+from sekisho.ops.engine_swap import Placed
+
+WhereIsIt = Callable[[], Placed | None]
+"""Settings and address of a model's worker now, as whoever runs the workers wrote them down; may read a file."""
+_AS_BEFORE: Final = "the worker that ran before goes on as it was"
+
+
+class Worker:
+    """`configured`: the model's own settings, which a policy lies upon. `config` and `http`: settings in force and
+    address as of the last `look`; without `placed` those of the beginning, and what the swaps since then said."""
+
+    def __init__(
+        self, config: ModelConfig, http: EngineHttp, swapper: Swapper | None, placed: WhereIsIt | None = None
+    ) -> None:
+        self.configured = self.config = config
+        self.http = http
+        self._swapper, self._placed = swapper, placed
+
+    @property
+    def can_swap(self) -> bool:
+        return self._swapper is not None
+
+    async def look(self) -> None:
+        """Somebody else may have exchanged it: each exchange brings another address."""
+        try:
+            found = None if self._placed is None else await asyncio.to_thread(self._placed)
+        except OSError as error:
+            raise self.http.failed(f"where it runs cannot be read: {error}", "look whether the server runs") from error
+        if found is not None:
+            self.config = found.config
+            self.http.move(found.url)
+
+    async def swap(self, new: ModelConfig, planned: tuple[Applied, ...]) -> tuple[Applied, ...]:
+        """The records with what was done. Raises ActuatorFailed; the worker then runs as before."""
+        assert self._swapper is not None  # whoever plans a swap has looked at `can_swap`
+        try:
+            report = await self._swapper.swap(self.config.name, differing(self.config, new))
+        except SekishoError as error:
+            raise self.http.failed(f"the swap was refused: {error.message}", _AS_BEFORE) from error
+        except (DoorFailed, OSError) as error:
+            raise self.http.failed(f"the swap could not be asked for: {error}", _AS_BEFORE) from error
+        if report.outcome == "failed":
+            raise self.http.failed(f"the swap failed: {report.why}", _AS_BEFORE)
+        self.config = _now(report.now, new)
+        await self.look()
+        return done(planned, "swap")
+
+
+def differing(old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """The fields of the settings that change, each whole."""
+    before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
+    return {name: value for name, value in after.items() if before[name] != value}
+
+
+def _now(told: Any, new: ModelConfig) -> ModelConfig:
+    """What the report says is in force now; what was asked for where it does not say so."""
+    try:
+        return msgspec.convert(dict(told), ModelConfig) if told else new
+    except msgspec.ValidationError:
+        return new
+
+
+def context_wanted(asked: int, old: ModelConfig, new: ModelConfig, effect: Effect, reason: str | None) -> Wanted:
+    """The context, which the built-in model has less of than somebody may ask for."""
+    if new.context == asked:
+        return Wanted(old.context, asked, effect, reason)
+    limit = f"the model was made for no more than {new.context} tokens"
+    same = old.context == new.context
+    return Wanted(old.context, new.context, "unchanged" if same else effect, joined(limit, reason), known=False)

@@ -1,0 +1,368 @@
+"""Finds the policy that reaches a target within limits, with few measurements.
+
+1. A first rung: a sample of the space in which every choice is about equally often, measured shortly.
+2. From rung to rung the effort grows. Of the worse two thirds, those are dropped that are worse than the best beyond
+   the noise, which is measured in the same rung. New ones come in: what would be best if the choices' effects added up.
+3. The best is compared with the baseline once more, in interleaved pairs, and only that is reported as its gain.
+
+In each round the baseline and all candidates are measured once, in random order, and scored against that round's
+baseline: a machine that grows slower hits all alike. Over a limit, or of unknown quality: dropped at once.
+"""
+
+import asyncio
+from random import Random
+from typing import Final
+
+import msgspec
+
+from sekisho.control.comparison import LEVEL, Block, Comparison, ComparisonPlan, OutOfBudget, compare
+from sekisho.control.measured import Measure, Measured, MeasurementFailed, log_ratio, middle
+from sekisho.control.policy import Policy
+from sekisho.control.tuner_noise import Noise, between_rounds, within
+from sekisho.control.tuner_report import Observation, Outcome, RungNoise, Tried, TuningReport
+from sekisho.control.tuner_space import Candidate, Place, Space
+from sekisho.control.tuner_target import Budget, Limits, Target
+from sekisho.core.clock import Clock
+from sekisho.core.subset_means import SubsetMeans, fewest
+
+_BASELINE: Final = Candidate("baseline", (), Policy())
+_EQUAL: Final = 1e-9
+_KEPT_SHARE: Final = 3
+_LEAST_NEWCOMERS: Final = 2
+
+
+async def tune(
+    space: Space, measure: Measure, target: Target, limits: Limits, budget: Budget, chance: Random, clock: Clock
+) -> TuningReport:
+    """Searches `space` for the best policy. A measurement that fails, or does not end within the budget's seconds,
+    drops its candidate; where the baseline cannot be measured, nothing can be said. Errors other than MeasurementFailed
+    go through."""
+    purse = _Purse(measure, budget, clock)
+    search = _Search(space, purse, target, limits, budget, chance)
+    await search.run()
+    winner, comparison = await search.confirm()
+    return _report(search, purse, winner, comparison)
+
+
+class _Purse:
+    """Counts measurements and seconds, and refuses what would not end within them."""
+
+    def __init__(self, measure: Measure, budget: Budget, clock: Clock) -> None:
+        self._measure, self._budget, self._clock = measure, budget, clock
+        self._started_s = clock.monotonic()
+        self._longest_s: dict[float, float] = {}
+        self.spent = 0
+
+    @property
+    def seconds(self) -> float:
+        return self._clock.monotonic() - self._started_s
+
+    def affords(self, measurements: int, effort: float) -> bool:
+        within_time = self.seconds + measurements * self._expected_s(effort) <= self._budget.seconds
+        return within_time and self.spent + measurements <= self._budget.measurements
+
+    def _expected_s(self, effort: float) -> float:
+        """The longest so far at this effort; else by the rule of three from the nearest effort that was measured."""
+        if not self._longest_s:
+            return 0.0
+        nearest = min(self._longest_s, key=lambda known: abs(known - effort))
+        return self._longest_s[nearest] * max(1.0, effort / nearest)
+
+    async def measured(self, policy: Policy, effort: float) -> Measured:
+        """Raises MeasurementFailed and OutOfBudget."""
+        if not self.affords(1, effort):
+            raise OutOfBudget(f"the budget is spent: {self.spent} measurements, {self.seconds:.0f} s")
+        self.spent += 1
+        started_s = self._clock.monotonic()
+        left_s = self._budget.seconds - self.seconds
+        try:
+            async with asyncio.timeout(left_s) as limit:
+                return await self._measure(policy, effort)
+        except TimeoutError as error:
+            ours = f"did not end within the {left_s:.0f} s that were left"
+            raise MeasurementFailed(ours if limit.expired() else f"timed out: {error}") from error
+        finally:
+            took_s = self._clock.monotonic() - started_s
+            self._longest_s[effort] = max(took_s, self._longest_s.get(effort, 0.0))
+
+
+class _Entry:
+    """A candidate while it is being looked at. `scores` and `slowdowns` are those of the last whole rung; `fresh` those
+    of the rung that runs."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.observations: list[Observation] = []
+        self.scores: list[float] = []
+        self.slowdowns: list[float | None] = []
+        self.fresh: list[tuple[float, float | None]] = []
+        self.dropped: str | None = None
+        self.crossed = False  # a limit, or it cannot be measured
+
+    @property
+    def score(self) -> float | None:
+        return sum(self.scores) / len(self.scores) if self.scores else None
+
+    def settle(self) -> None:
+        """The rung that ran is what counts now."""
+        self.scores = [score for score, _ in self.fresh]
+        self.slowdowns = [slowdown for _, slowdown in self.fresh]
+
+    def tried(self, target: Target, baseline: Measured) -> Tried:
+        missed = target.missed(middle(each.measured for each in self.observations), baseline)
+        at = self.candidate
+        return Tried(at.name, at.policy, tuple(self.observations), self.score, self.dropped, missed)
+
+
+class _Search:
+    """The rungs. `entries` in the order in which they came."""
+
+    def __init__(
+        self, space: Space, purse: _Purse, target: Target, limits: Limits, budget: Budget, chance: Random
+    ) -> None:
+        self.space, self.target, self.limits, self.budget = space, target, limits, budget
+        self._purse, self._chance = purse, chance
+        self.baseline = _Entry(_BASELINE)
+        self.entries: dict[Place, _Entry] = {}
+        self.noise: list[RungNoise] = []
+        self.seed = chance.getrandbits(32)
+        self._round = 0
+        self.effort = budget.efforts[0]
+
+    @property
+    def alive(self) -> list[_Entry]:
+        """Best first; those without a score last."""
+        left = [entry for entry in self.entries.values() if entry.dropped is None]
+        return sorted(left, key=lambda entry: -entry.score if entry.score is not None else float("inf"))
+
+    def room(self) -> int:
+        """Measurements that the search may still spend."""
+        return self.budget.measurements - self.budget.confirmation - self._purse.spent
+
+    async def run(self) -> None:
+        self._admit(self.space.sample(max(1, self._places(self.room() // 2)), self._chance))
+        rung = 0
+        while self.alive:
+            effort = self.budget.efforts[min(rung, len(self.budget.efforts) - 1)]
+            if not self._cut_to_budget(effort):
+                return
+            self.effort = effort
+            try:
+                await self._rung(rung)
+            except OutOfBudget:
+                return
+            if not self.baseline.observations:
+                return
+            came = self._newcomers()
+            rung += 1
+            if rung >= len(self.budget.efforts) and not came:
+                return
+
+    def _places(self, measurements: int) -> int:
+        return measurements // self.budget.rounds - 1
+
+    def _admit(self, candidates: list[Candidate]) -> None:
+        self.entries.update({each.place: _Entry(each) for each in candidates})
+
+    def _newcomers(self) -> bool:
+        """Lets in the most promising that were not tried, as many as half of what is left can measure beside the
+        survivors, and at least two while all of it can."""
+        alive = len(self.alive)
+        soft, hard = self._places(self.room() // 2) - alive, self._places(self.room()) - alive
+        chosen = self.space.promising(self._worth(), max(soft, min(hard, _LEAST_NEWCOMERS)), self._chance)
+        self._admit(chosen)
+        return bool(chosen)
+
+    def _worth(self) -> dict[Place, float]:
+        """The last score of each that was tried; one that failed or crossed a limit is below all of them."""
+        tried = [entry for entry in self.entries.values() if entry.score is not None or entry.crossed]
+        lowest = min((entry.score for entry in tried if entry.score is not None), default=0.0)
+        return {each.candidate.place: lowest - 1.0 if each.crossed else each.score or 0.0 for each in tried}
+
+    def _cut_to_budget(self, effort: float) -> bool:
+        """Drops the last ones where a rung cannot take them all. False: there is no budget for another rung."""
+        places = self._places(self.room())
+        confirmation, rounds = self.budget.confirmation, self.budget.rounds
+        while places >= 1 and not self._purse.affords(confirmation + rounds * (1 + places), effort):
+            places -= 1
+        alive = self.alive
+        if places < 1 or (places == 1 and len(alive) > 1 and alive[0].score is not None):
+            return False
+        for entry in alive[places:]:
+            entry.dropped = "no budget to measure it on; ranked behind those that went on"
+        return True
+
+    async def _rung(self, rung: int) -> None:
+        """Raises OutOfBudget: a rung that is not whole counts only where there was none before it."""
+        for entry in self.alive:
+            entry.fresh = []
+        try:
+            for _ in range(self.budget.rounds):
+                await self._one_round(rung)
+        except OutOfBudget:
+            if rung > 0:
+                raise
+            self._judge(rung)
+            raise
+        self._judge(rung)
+
+    async def _one_round(self, rung: int) -> None:
+        self._round += 1
+        order = [self.baseline, *self.alive]
+        self._chance.shuffle(order)
+        got: dict[Place, Measured] = {}
+        for entry in order:
+            if not self._purse.affords(1 + self.budget.confirmation, self.effort):
+                raise OutOfBudget("what is left is kept for the confirmation")
+            measured = await self._observed(entry, rung)
+            if measured is not None:
+                got[entry.candidate.place] = measured
+        reference = got.pop(_BASELINE.place, None)
+        if reference is None:
+            return
+        for place, measured in got.items():
+            score = self.target.score(measured, reference)
+            if score is not None:
+                slowdown = log_ratio("prefill_tokens_per_s", measured, reference)
+                self.entries[place].fresh.append((score, slowdown))
+
+    async def _observed(self, entry: _Entry, rung: int) -> Measured | None:
+        """Measures once; None where it failed or crossed a limit, for which it is dropped."""
+        try:
+            measured = await self._purse.measured(self._policy(entry), self.effort)
+        except MeasurementFailed as error:
+            if entry is not self.baseline:
+                entry.dropped, entry.crossed = f"measurement failed: {error}", True
+            return None
+        entry.observations.append(Observation(rung, self._round, self.effort, measured))
+        if entry is self.baseline:
+            return measured
+        if missing := self.target.missing(measured):
+            entry.dropped = f"{', '.join(missing)}: not measured"
+        entry.dropped = self.limits.crossed(measured) or entry.dropped
+        entry.crossed = entry.dropped is not None
+        return measured if entry.dropped is None else None
+
+    def _policy(self, entry: _Entry) -> Policy:
+        return self.space.base if entry is self.baseline else entry.candidate.policy
+
+    def _judge(self, rung: int) -> None:
+        """Drops what is over the prefill limit, and of the worse two thirds what is surely worse than the best."""
+        for entry in self.alive:
+            entry.settle()
+        most = max((len(entry.scores) for entry in self.alive), default=0)
+        scored = [entry for entry in self.alive if most and len(entry.scores) == most]
+        known = [[each for each in entry.slowdowns if each is not None] for entry in scored]
+        prefill = within(known)
+        for entry in scored:
+            margin = prefill.margin(len(entry.slowdowns))
+            entry.dropped = self.limits.prefill_crossed(entry.slowdowns, margin)
+            entry.crossed = entry.dropped is not None
+        left = [entry for entry in scored if entry.dropped is None]
+        noise = between_rounds([entry.scores for entry in left])
+        self.noise.append(RungNoise(rung, self.effort, noise.sd, prefill.sd))
+        for entry in left[-(-len(left) // _KEPT_SHARE) :]:
+            self._drop_if_worse(entry, left[0], noise)
+
+    def _drop_if_worse(self, entry: _Entry, best: _Entry, noise: Noise) -> None:
+        behind = (best.score or 0.0) - (entry.score or 0.0)
+        margin = noise.margin(len(entry.scores), len(best.scores))
+        if behind > margin + _EQUAL:
+            entry.dropped = f"worse than {best.candidate.name}: score {behind:.3f} behind, noise {margin:.3f}"
+
+    async def confirm(self) -> tuple[_Entry | None, Comparison | None]:
+        """The best candidate that holds the limits in fresh measurements too, and those measurements."""
+        for entry in self.alive:
+            if entry.score is None:
+                entry.dropped = "never measured in a whole round with the baseline"
+                continue
+            entry.dropped = self.limits.prefill_crossed(entry.slowdowns)
+            if entry.dropped is None and entry.score <= _EQUAL:
+                entry.dropped = "not better than the baseline"
+            if entry.dropped is None:
+                comparison = await self._compared(entry)
+                entry.dropped = self._crossed(comparison)
+                if entry.dropped is None:
+                    self._drop_the_rest(entry)
+                    return entry, comparison
+        return None, None
+
+    async def _compared(self, entry: _Entry) -> Comparison:
+        plan = ComparisonPlan(self.budget.confirm_blocks, "ab", self.effort)
+        return await compare(self.space.base, entry.candidate.policy, self._purse.measured, plan, self._chance)
+
+    def _crossed(self, comparison: Comparison) -> str | None:
+        whole = [block for block in comparison.blocks if block.fault is None]
+        if not whole:
+            faults = (*comparison.faults, comparison.stopped or "")
+            return f"could not be compared with the baseline: {next(filter(None, faults), 'no block')}"
+        measured = [each for block in comparison.blocks for each in block.second]
+        crossed = [fault for each in measured if (fault := self.limits.crossed(each)) is not None]
+        if crossed:
+            return f"when compared with the baseline again, {crossed[0]}"
+        pairs = [pair for block in whole for pair in _pairs(block)]
+        slower = [log_ratio("prefill_tokens_per_s", mine, theirs) for theirs, mine in pairs]
+        fault = self.limits.prefill_crossed(slower)
+        return None if fault is None else f"when compared with the baseline again, {fault}"
+
+    def _drop_the_rest(self, winner: _Entry) -> None:
+        for entry in self.alive:
+            if entry is not winner:
+                behind = (winner.score or 0.0) - (entry.score or 0.0) if entry.scores else None
+                known = "" if behind is None else f": score {behind:.3f} behind, which may be noise"
+                entry.dropped = f"ranked behind {winner.candidate.name}{known}"
+
+
+def _report(search: _Search, purse: _Purse, winner: _Entry | None, comparison: Comparison | None) -> TuningReport:
+    reference = middle(each.measured for each in search.baseline.observations)
+    outcome, why = _outcome(search, winner, comparison)
+    baseline = search.baseline.tried(search.target, reference)
+    baseline = msgspec.structs.replace(baseline, policy=search.space.base, score=0.0)
+    policy, missed = search.space.base, baseline.missed
+    if outcome == "better" and winner is not None and comparison is not None:
+        policy, missed = winner.candidate.policy, _missed(search.target, comparison)
+    return TuningReport(
+        outcome=outcome,
+        why=why,
+        policy=policy,
+        winner=None if winner is None else winner.candidate.name,
+        gain=None if comparison is None else comparison.ratio(search.target.improve),
+        missed=missed,
+        baseline=baseline,
+        tried=tuple(entry.tried(search.target, reference) for entry in search.entries.values()),
+        comparison=comparison,
+        noise=tuple(search.noise),
+        untried=len(search.space.candidates) - len(search.entries),
+        measurements=purse.spent,
+        seconds=purse.seconds,
+        target=search.target,
+        limits=search.limits,
+        budget=search.budget,
+    )
+
+
+def _missed(target: Target, comparison: Comparison) -> tuple[str, ...]:
+    first = middle(each for block in comparison.blocks for each in block.first)
+    return target.missed(middle(each for block in comparison.blocks for each in block.second), first)
+
+
+def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | None) -> tuple[Outcome, str]:
+    if not search.baseline.observations:
+        return "not measured", "the baseline could not be measured, so nothing could be compared with it"
+    if winner is None or comparison is None:
+        return "nothing better", "no candidate was better than the baseline within the limits"
+    name, ratio = winner.candidate.name, comparison.ratio(search.target.improve)
+    pairs = [pair for block in comparison.blocks if block.fault is None for pair in _pairs(block)]
+    scores = [score for first, second in pairs if (score := search.target.score(second, first)) is not None]
+    bounds = SubsetMeans(scores, search.seed).bounds(LEVEL)
+    if ratio is None or bounds is None:
+        few = f"{len(scores)} pairs with the baseline are too few for an interval: {fewest(LEVEL)} are needed"
+        return "not distinguishable", f"{name} was best, but {few}"
+    text = f"{search.target.improve} x {ratio.value:.3f} in {ratio.n} pairs with the baseline"
+    if bounds[0] <= 0:
+        return "not distinguishable", f"{name} was best, but its lead over the baseline may be noise: {text}"
+    return "better", f"{name}: {text}"
+
+
+def _pairs(block: Block) -> list[tuple[Measured, Measured]]:
+    return list(zip(block.first, block.second, strict=True))

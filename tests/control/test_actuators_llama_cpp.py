@@ -1,0 +1,346 @@
+"""What llama.cpp makes of a policy; with real workers where it is llama.cpp that must do it."""
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import gguf
+import msgspec
+import pytest
+from actuator_harness import KEY, LLAMA_METRICS, UNLIKE, Llama, NotedSwapper, WorkerSwapper
+from hypothesis import given
+from policy_strategies import policies
+
+from sekisho.control.actuators import create, kv_bytes
+from sekisho.control.actuators.base import DEFAULTS, fields
+from sekisho.control.actuators.engine_http import Answer
+from sekisho.control.actuators.llama_cpp import changes, flags, read, target
+from sekisho.control.actuators.metrics_text import samples
+from sekisho.control.base import Actuator, ActuatorFailed
+from sekisho.control.policy import EngineSection, KvSection, Policy, SchedulerSection
+from sekisho.engines import builtin
+from sekisho.engines.config import ModelConfig
+
+CONFIG = ModelConfig("m", path="builtin", context=1024, slots=2, threads=1)
+F16 = Policy(KvSection(mode="disabled"))
+TOKEN_BYTES = 6 * 192 * 2 * 2  # layers, values of a key or value in each, both, 16 bits
+
+
+def kinds(policy: Policy, config: ModelConfig = CONFIG, **how: bool) -> dict[str, tuple[str, Any, Any]]:
+    return {each.field: (each.effect, each.was, each.value) for each in changes(policy, config, **how)}
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[WorkerSwapper]:
+    """A real llama.cpp with the built-in model and one slot, that can be swapped."""
+    swapper = WorkerSwapper(msgspec.structs.replace(CONFIG, slots=1), tmp_path)
+    swapper.start(swapper.config)
+    yield swapper
+    swapper.stop()
+
+
+@pytest.fixture
+async def hand(worker: WorkerSwapper) -> AsyncIterator[Actuator]:
+    """The actuator of that worker."""
+    actuator = create(worker.config, worker.url, KEY, worker, worker.placed)
+    yield actuator
+    await actuator.close()
+
+
+@pytest.fixture
+async def noted() -> AsyncIterator[tuple[NotedSwapper, Actuator]]:
+    """The actuator of a small server, and who is asked for swaps."""
+    server = Llama()
+    await server.start()
+    config = msgspec.structs.replace(CONFIG, options={"cache_ram_mib": 7})
+    swapper = NotedSwapper(config, server.url)
+    actuator = create(config, server.url, KEY, swapper, swapper.placed)
+    yield swapper, actuator
+    await actuator.close()
+    await server.stop()
+
+
+async def completed(swapper: WorkerSwapper, prompt: str, **more: Any) -> dict[str, Any]:
+    body = {"prompt": prompt, "n_predict": 8, "temperature": 0, **more}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    url = swapper.url.removesuffix("/v1") + "/completion"
+    async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        told: dict[str, Any] = (await answer.json())["timings"]
+        return told
+
+
+# --- what a policy means ---------------------------------------------------------------------------------------------
+
+
+@given(policies)
+def test_no_field_is_forgotten_whatever_the_policy(policy: Policy) -> None:
+    """Each that differs from its default is answered; what is swapped for is what the new settings hold; and a default
+    policy leads back to the model's own settings."""
+    answered = {each.field for each in changes(policy, CONFIG)}
+    assert {name for name, value in fields(policy).items() if value != DEFAULTS[name]} <= answered
+    swapped = target(policy, CONFIG, CONFIG)
+    assert not {each.effect for each in changes(policy, swapped, CONFIG)} & {"swap", "restart", "now"}
+    assert target(Policy(), swapped, CONFIG) == CONFIG
+    assert ("swap" in {each.effect for each in changes(Policy(), swapped, CONFIG)}) == (swapped != CONFIG)
+    assert ("swap" in {each.effect for each in changes(policy, CONFIG)}) == (swapped != CONFIG)
+
+
+def test_the_mode_decides_the_types_and_named_types_win() -> None:
+    """One type for keys and one for values; what is in force already is left alone."""
+    assert kinds(Policy(KvSection("dynamic")))["kv.mode"] == ("swap", "f16/f16", "q8_0/q8_0")
+    assert kinds(F16) == {"kv.mode": ("unchanged", "f16/f16", "f16/f16")}
+    named = kinds(Policy(KvSection(mode="disabled", value_type="q4_0")))
+    assert named["kv.value_type"] == ("swap", "f16", "q4_0")
+    assert named["kv.mode"] == ("swap", "f16/f16", "f16/q4_0")
+    assert "kv.key_type" not in named
+
+
+def test_settings_of_the_engine_that_a_policy_leaves_open_stay() -> None:
+    """Layers, threads, options and all that no policy knows of."""
+    config = ModelConfig("m", path="x", gpu_layers=12, threads=3, options={"cache_ram_mib": 5}, embeddings=True)
+    assert target(F16, config, config) == target(Policy(), config, config) == config
+
+
+def test_memory_for_prompts_is_rounded_up_to_whole_mebibytes() -> None:
+    """What is asked for fits; what llama.cpp has by itself needs no swap; nothing is nothing."""
+    for asked, mib in ((1, 1), (2**20, 1), (2**20 + 1, 2), (0, 0)):
+        policy = msgspec.structs.replace(F16, engine=EngineSection(prompt_cache_bytes=asked))
+        assert kinds(policy)["engine.prompt_cache_bytes"] == ("swap", 8192, mib)
+    same = msgspec.structs.replace(F16, engine=EngineSection(prompt_cache_bytes=8 * 2**30, speculation="off"))
+    assert {effect for effect, _, _ in kinds(same).values()} == {"unchanged"}
+    assert target(same, CONFIG, CONFIG) == CONFIG
+
+
+def test_the_built_in_model_gets_no_more_context_than_it_was_made_for() -> None:
+    """The answer says so, and a context that is cut to what is in force is no change."""
+    policy = msgspec.structs.replace(F16, engine=EngineSection(context=100_000))
+    (answer,) = (each for each in changes(policy, CONFIG) if each.field == "engine.context")
+    assert (answer.effect, answer.was, answer.value) == ("swap", 1024, 2048)
+    assert "no more than 2048 tokens" in (answer.reason or "")
+    full = msgspec.structs.replace(CONFIG, context=2048)
+    (answer,) = (each for each in changes(policy, full) if each.field == "engine.context")
+    assert (answer.effect, answer.done) == ("unchanged", True)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "answered"),
+    [
+        (
+            SchedulerSection("gpu_only", "dml", "dml"),
+            {"mode": "swap", "prefill_device": "swap", "decode_device": "swap"},
+        ),
+        (SchedulerSection("hybrid", "cpu", "cpu"), {"prefill_device": "unchanged", "decode_device": "unchanged"}),
+        (SchedulerSection("npu_only", "npu", "npu"), {"mode": "unsupported", "prefill_device": "unsupported"}),
+        (SchedulerSection("hybrid", "dml", "cpu"), {"decode_device": "unsupported"}),
+        (SchedulerSection(), {}),
+    ],
+)
+def test_placement_is_layers_on_the_card_or_none(scheduler: SchedulerSection, answered: dict[str, str]) -> None:
+    """All on the card, none, or not possible here: one device does both phases, and no NPU."""
+    config = msgspec.structs.replace(CONFIG, gpu_layers=0)
+    found = kinds(msgspec.structs.replace(F16, scheduler=scheduler), config)
+    assert {name: effect for name, (effect, _, _) in found.items() if name.startswith("scheduler.")} == {
+        f"scheduler.{name}": effect for name, effect in answered.items()
+    }
+
+
+def test_layers_that_are_named_win_over_the_placement() -> None:
+    """The nearer to the engine, the more it counts."""
+    policy = Policy(
+        KvSection("disabled"), scheduler=SchedulerSection("gpu_only", "dml", "dml"), engine=EngineSection(gpu_layers=5)
+    )
+    found = kinds(policy)
+    assert found["engine.gpu_layers"] == ("swap", -1, 5)
+    assert found["scheduler.mode"][0] == "unsupported"
+
+
+def test_without_anybody_to_start_it_anew_the_flags_are_told() -> None:
+    """As llama-server takes them."""
+    policy = msgspec.structs.replace(UNLIKE, engine=EngineSection(3, 512, 0, 2, 64 * 2**20, "ngram"))
+    answers = changes(policy, CONFIG, can_swap=False)
+    line = "-c 1536 -np 3 -ctk q4_0 -ctv q4_0 -ngl 0 -t 2 --cache-ram 64 --spec-type ngram-simple"
+    restarts = [each for each in answers if each.effect == "restart"]
+    assert len(restarts) == 9
+    assert all((each.reason or "").endswith(line) and not each.done for each in restarts)
+    assert flags(CONFIG) == "-c 2048 -np 2 -ctk f16 -ctv f16 -ngl all -t 1 --spec-type none"
+
+
+# --- what it does with it --------------------------------------------------------------------------------------------
+
+
+async def test_only_what_differs_is_swapped_for(noted: tuple[NotedSwapper, Actuator]) -> None:
+    """Whole fields of the settings, the options with those that were there before."""
+    swapper, actuator = noted
+    await actuator.apply(msgspec.structs.replace(F16, engine=EngineSection(slots=3, speculation="ngram")))
+    assert swapper.asked == [{"slots": 3, "options": {"cache_ram_mib": 7, "speculation": "ngram"}}]
+    await actuator.apply(msgspec.structs.replace(F16, engine=EngineSection(slots=3, speculation="ngram")))
+    assert len(swapper.asked) == 1
+    await actuator.apply(Policy())
+    assert swapper.asked[1:] == [{"slots": 2, "options": {"cache_ram_mib": 7}}]
+
+
+async def test_a_swap_that_fails_is_told_with_the_reason(noted: tuple[NotedSwapper, Actuator]) -> None:
+    """And the next plan begins from the settings that are still in force."""
+    swapper, actuator = noted
+    swapper.fails = "the new worker ended: no memory"
+    with pytest.raises(ActuatorFailed, match=r"m \(llama\.cpp\): the swap failed: the new worker ended: no memory; .*"):
+        await actuator.apply(Policy(KvSection("dynamic")))
+    assert {each.effect for each in await actuator.plan(Policy(KvSection("dynamic")))} == {"swap"}
+
+
+def test_a_state_is_computed_from_tokens_and_the_models_shape() -> None:
+    """Of two slots one holds 200 tokens; the other was never used. Levels follow the types."""
+    listed = [{"id": 0, "n_ctx": 1024}, {"id": 1, "n_ctx": 1024, "id_task": 4, "n_prompt_tokens": 200}]
+    slots, shape = Answer(200, msgspec.json.encode(listed)), kv_bytes.shape(builtin.path())
+    state = read(CONFIG, slots, samples(LLAMA_METRICS), shape)
+    assert (state.running, state.waiting, state.slots, state.accept_rate) == (1, 2, 2, 0.25)
+    assert state.kv is not None
+    assert (state.kv.used_bytes, state.kv.limit_bytes) == (200 * TOKEN_BYTES, 2048 * TOKEN_BYTES)
+    assert state.kv.levels == {"L0": 200 * TOKEN_BYTES, "L1": 0, "L2": 0, "L3": 0}
+    mixed = read(msgspec.structs.replace(CONFIG, kv_type_k="q8_0", kv_type_v="q4_0"), slots, {}, shape)
+    assert mixed.kv is not None
+    assert mixed.kv.levels == {"L0": 0, "L1": 200 * TOKEN_BYTES * 8.5 / 32, "L2": 200 * TOKEN_BYTES * 4.5 / 32, "L3": 0}
+    assert mixed.kv.full_precision_bytes == 200 * TOKEN_BYTES
+    assert mixed.running == 0
+    assert "no metrics" in (mixed.reason or "")
+
+
+@pytest.mark.parametrize("listed", [[{"id_task": 1, "n_ctx": 5}], None])
+def test_a_llama_cpp_that_does_not_tell_its_tokens_is_believed_nothing(listed: Any) -> None:
+    """An older one, or one with its slots hidden: no bytes, with the reason."""
+    slots = Answer(200 if listed else 501, msgspec.json.encode(listed))
+    state = read(CONFIG, slots, {}, kv_bytes.shape(builtin.path()))
+    assert state.kv is None or state.kv.used_bytes is None
+    assert "does not tell" in (state.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("attention.sliding_window", 512, "sliding window"), ("ssm.state_size", 16, "state"), ("x", 0, "lacks sizes")],
+)
+def test_a_model_whose_layers_differ_is_not_computed(tmp_path: Path, key: str, value: int, reason: str) -> None:
+    """A wrong figure is worse than none."""
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "any")
+    if key != "x":
+        writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_uint32(f"any.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert reason in str(kv_bytes.shape(tmp_path / "m.gguf"))
+
+
+def test_key_value_heads_by_layer_are_summed(tmp_path: Path) -> None:
+    """And keys may be longer than values."""
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "any")
+    writer.add_block_count(3)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_array("any.attention.head_count_kv", [4, 2, 4])
+    writer.add_key_length(32)
+    writer.add_value_length(16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert kv_bytes.shape(tmp_path / "m.gguf") == kv_bytes.KvShape(320, 160)
+
+
+# --- with a real llama.cpp -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keys", "values"), [("f16", "f16"), ("q8_0", "q4_0"), ("bf16", "q5_1"), ("f32", "iq4_nl")])
+def test_the_computed_size_is_the_one_that_llama_cpp_allocates(keys: str, values: str) -> None:
+    """As its own log tells for 1,024 tokens, to the hundredth of a MiB that it prints."""
+    code = (
+        "import sys, msgspec, xllamacpp\n"
+        "from sekisho.engines import llama_worker, worker_process\n"
+        "from sekisho.engines.config import ModelConfig\n"
+        "config = msgspec.json.decode(sys.argv[1], type=ModelConfig)\n"
+        "port = worker_process.free_port()\n"
+        "params = llama_worker.parameters(config, llama_worker.model_path(config), port, 'key')\n"
+        "params.verbosity = 4\n"
+        "server = xllamacpp.Server(params)\n"
+        "sys.stdin.read()\n"
+    )
+    config = msgspec.structs.replace(CONFIG, slots=1, kv_type_k=keys, kv_type_v=values)
+    argv = (sys.executable, "-c", code, msgspec.json.encode(config).decode())
+    pattern = re.compile(r"size = +[\d.]+ MiB \( *1024 cells.* K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        told = next((found for line in child.stderr if (found := pattern.search(line))), None)
+        child.kill()
+    assert told is not None
+    shape = kv_bytes.shape(builtin.path())
+    assert isinstance(shape, kv_bytes.KvShape)
+    for values_of_a_token, kind, mib in ((shape.keys, keys, told[1]), (shape.values, values, told[2])):
+        assert round(1024 * values_of_a_token * kv_bytes.BITS[kind] / 8 / 2**20, 2) == float(mib)
+
+
+async def test_what_the_slots_hold_is_counted(worker: WorkerSwapper, hand: Actuator) -> None:
+    """Nothing at first; after a request its prompt and answer, at the types that the swap before brought."""
+    assert all(each.done for each in await hand.apply(Policy(KvSection("dynamic"))))
+    assert worker.config.kv_type_k == worker.config.kv_type_v == "q8_0"
+    empty = (await hand.state()).kv
+    assert empty is not None
+    assert (empty.used_bytes, empty.limit_bytes) == (0, 1024 * TOKEN_BYTES * 8.5 / 16)
+    timings = await completed(worker, "a guard at the gate of a quiet town " * 4)
+    state = await hand.state()
+    assert state.kv is not None
+    assert state.kv.used_bytes is not None
+    held = timings["prompt_n"] + timings["predicted_n"]
+    assert held - 2 <= state.kv.used_bytes / (TOKEN_BYTES * 8.5 / 16) <= held
+    assert (state.running, state.waiting, state.slots) == (0, 0, 1)
+
+
+async def test_speculation_drafts_and_its_rate_is_measured(worker: WorkerSwapper, hand: Actuator) -> None:
+    """Off, nothing is drafted and the reason says so. After the swap a text that repeats itself, here because a grammar
+    makes it, is drafted from what went before, and what is kept of it is counted."""
+    text = " ".join(map(str, range(1, 25))) + " "
+    repeating: dict[str, Any] = {"n_predict": 100, "ignore_eos": True, "grammar": f'root ::= ("{text}")*'}
+    await completed(worker, text * 4, **repeating)
+    before = await hand.state()
+    assert before.accept_rate is None
+    assert "speculation is off" in (before.reason or "")
+    await hand.apply(msgspec.structs.replace(F16, engine=EngineSection(speculation="ngram")))
+    assert worker.config.options == {"speculation": "ngram"}
+    nothing_yet = await hand.state()
+    assert nothing_yet.accept_rate is None
+    assert "no token was drafted yet" in (nothing_yet.reason or "")
+    timings = await completed(worker, text * 4, **repeating)
+    state = await hand.state()
+    assert state.settings["drafted_tokens"] == timings["draft_n"] > 50
+    assert state.settings["accepted_tokens"] == timings["draft_n_accepted"]
+    assert state.accept_rate == timings["draft_n_accepted"] / timings["draft_n"] > 0.8
+
+
+@pytest.mark.parametrize(("cache_bytes", "found"), [(64 * 2**20, True), (0, False)])
+async def test_a_prompt_that_was_read_before_is_read_from_memory(
+    worker: WorkerSwapper, hand: Actuator, cache_bytes: int, found: bool
+) -> None:
+    """Two prompts take turns in one slot: with a cache the first is there again, without one it is read anew."""
+    await hand.apply(msgspec.structs.replace(F16, engine=EngineSection(prompt_cache_bytes=cache_bytes)))
+    first, second = "the gate opens at dawn and the guard " * 8, "numbers: 1 2 3 4 5 6 7 8 9 and again " * 8
+    whole = await completed(worker, first)
+    await completed(worker, second)
+    again = await completed(worker, first)
+    assert whole["cache_n"] == 0
+    assert (again["cache_n"] > whole["prompt_n"] // 2) == found
+
+
+async def test_a_worker_that_cannot_start_so_leaves_the_old_one(
+    worker: WorkerSwapper, hand: Actuator, tmp_path: Path
+) -> None:
+    """The failure tells, and requests go on."""
+    serving = worker.url
+    worker.config = msgspec.structs.replace(worker.config, chat_template=str(tmp_path / "none"))
+    with pytest.raises(ActuatorFailed, match="the swap failed: the worker ended with exit code 78"):
+        await hand.apply(Policy(KvSection("dynamic")))
+    assert worker.url == serving
+    assert (await completed(worker, "still there"))["predicted_n"] > 0
