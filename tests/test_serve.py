@@ -13,13 +13,13 @@ from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.engine_swap import Placed
 from sekisho.ops.home import Home
-from sekisho.serve import Plan, PlanFile
+from sekisho.serve import Plan, PlanFile, plan, supervising
 from sekisho.settings import Settings
 
 
 async def test_a_gateway_that_is_too_busy_to_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it starts, a first question that nobody answers in time must not take the whole server down."""
-    monkeypatch.setattr(serve, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(supervising, "PROBE_TIMEOUT_S", 0.2)
     asked = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,7 +37,7 @@ async def test_a_gateway_that_is_too_busy_to_answer_is_asked_again(monkeypatch: 
     async with listener:
         config = GatewayConfig(port=listener.sockets[0].getsockname()[1])
         nobody = cast(Any, SimpleNamespace(statuses=list))
-        assert await serve._until_ready(nobody, config) == ()
+        assert await supervising._until_ready(nobody, config) == ()
     assert asked == 2
 
 
@@ -74,7 +74,7 @@ def test_a_plan_that_cannot_be_written_stays_as_it_was(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(serve, "replace_file", full)
+    monkeypatch.setattr(plan, "replace_file", full)
     with pytest.raises(OSError, match="no space"):
         plan_file.place("one", Placed(before.settings.models[0], "http://127.0.0.1:9/v1"), True)
     assert plan_file.plan == before
@@ -92,7 +92,7 @@ async def test_the_stability_log_asks_the_worker_that_is_there_now(
         return True
 
     monkeypatch.setattr("sekisho.ops.engine_door.answers", answers)
-    probe = serve._probes(plan_file)["engine-one"]
+    probe = supervising._probes(plan_file)["engine-one"]
     first = plan_file.plan.workers["one"].url
     assert await probe()
     plan_file.place("one", Placed(plan_file.plan.settings.models[0], "http://127.0.0.1:9/v1"), False)

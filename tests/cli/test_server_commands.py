@@ -66,7 +66,7 @@ def test_up_status_down(home: Path) -> None:
     assert json.loads(again.stdout)["url"] == told["url"]
     status = json.loads(program(home, "status", "--json").stdout)
     assert (status["ready"], status["pid"], status["url"]) == (True, told["pid"], told["url"])
-    assert [child["name"] for child in status["children"]] == ["gateway"]
+    assert [child["name"] for child in status["children"]] == ["gateway", "agent"]
     assert "gateway" in program(home, "status").stdout
     logs = "".join(path.read_text() for path in (home / "logs").iterdir())
     assert told["admin_key"] not in logs

@@ -174,7 +174,11 @@ def test_kill_9_of_the_engine_is_told_to_every_client(launch: Launch, small_mode
     sekisho.up()
     _engine_dies_under(sekisho, 20)
     told = sekisho.json("status")
-    assert {child["name"]: child["restarts"] for child in told["children"]} == {"gateway": 0, "engine-small": 1}
+    assert {child["name"]: child["restarts"] for child in told["children"]} == {
+        "gateway": 0,
+        "engine-small": 1,
+        "agent": 0,
+    }
     rows = eventually(lambda: rows if len(rows := sekisho.usage()) == 21 else None)
     assert {row.status for row in rows} == {"completed", "failed"}
     assert all((row.error_id is None) == (row.status == "completed") for row in rows)

@@ -27,7 +27,9 @@ def test_up_answers_the_curl_line_and_down_ends_everything(launch: Launch, small
     assert '"chat.completion"' in answer.stdout, answer.stdout
     told = sekisho.json("status")
     assert (told["running"], told["ready"], told["url"]) == (True, True, sekisho.url)
-    assert [child["state"] for child in told["children"]] == ["running", "running"]
+    assert {child["name"]: child["state"] for child in told["children"]} == dict.fromkeys(
+        ("gateway", "engine-small", "agent"), "running"
+    )
     made = sekisho.json("key", "create", "--name", "taro")
     assert sekisho.client(made["key"]).post(CHAT, json=chat("hi", "small", max_tokens=3)).status_code == 200
     pids = sekisho.pids()

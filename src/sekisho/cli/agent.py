@@ -49,7 +49,7 @@ def agent(
         config, changes = process.adjusted(settings_of(place).control, os.environ)
         config = config if port is None else msgspec.structs.replace(config, port=port)
         where = Place(place, config, (_address(engine, kind, model, key_env),), changes=changes)
-        process.run(where, lambda url, token: _tell(out, url, token, str(place.secrets)))
+        process.run(where, lambda url, token: _tell(out, url, token, str(place.secrets / "agent.token")))
     except PolicyProblem as error:
         raise CommandFailed(str(error), exit_code=USAGE) from error
     except PolicyBookError as error:

@@ -34,8 +34,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "outcome_advised": ("advised", "推奨のみ"),
     "agent_at": ("The control agent is at {url}", "制御エージェント: {url}"),
     "agent_token": (
-        "Its token (shown this once; it lies in {path}):",
-        "トークン（今回だけ表示します。{path} に保存しました）:",
+        "Token of the control agent (shown this once; it lies in {path}):",
+        "制御エージェントのトークン（今回だけ表示します。{path} に保存しました）:",
     ),
     "agent_port_taken": (
         "port {port} is taken: the agent listens at {url}",

@@ -44,6 +44,9 @@ def show(out: Output, announcement: Mapping[str, Any], *, detached: bool) -> Non
         question = "Sekisho とは何ですか？" if out.language == "ja" else "What is Sekisho?"
         out.line(f"  {curl_line(Setup(url, models[0]), question)}")
     out.say("chat_page", url=url)
+    if announcement.get("agent_token"):
+        out.say("agent_token", path=Path(announcement["home"]) / "secrets" / "agent.token")
+        out.line(f"  {announcement['agent_token']}")
     out.say("models_are", models=", ".join(models))
     out.say("stop_with" if detached else "stop_with_ctrl_c", command=_down(announcement["home"]))
     for warning in announcement.get("warnings", ()):

@@ -28,6 +28,7 @@ from sekisho.core.subset_means import SubsetMeans, fewest
 _BASELINE: Final = Candidate("baseline", (), Policy())
 _EQUAL: Final = 1e-9
 _KEPT_SHARE: Final = 3
+_LEAST_FIRST: Final = 4
 _LEAST_NEWCOMERS: Final = 2
 
 
@@ -140,7 +141,8 @@ class _Search:
         return self.budget.measurements - self.budget.confirmation - self._purse.spent
 
     async def run(self) -> None:
-        self._admit(self.space.sample(max(1, self._places(self.room() // 2)), self._chance))
+        most, least = self._places(self.room()), self._places(self.room() // 2)
+        self._admit(self.space.sample(max(least, min(most, _LEAST_FIRST)), self._chance))
         rung = 0
         while self.alive:
             effort = self.budget.efforts[min(rung, len(self.budget.efforts) - 1)]
