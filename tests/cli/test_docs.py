@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from sekisho.cli.app import app
 from sekisho.cli.failure import ABSENT, FAILED, INTERRUPTED, NO_NETWORK, OK, USAGE
+from sekisho.control.config import ControlConfig, QualityLoopConfig
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig, Price
 from sekisho.ops.catalogue import catalogue
@@ -50,7 +51,19 @@ def test_every_exit_code_is_in_the_page(code: int) -> None:
 @pytest.mark.parametrize("struct", [Settings, GatewayConfig, Price, StoreConfig, ModelConfig])
 def test_every_setting_is_in_the_page(struct: type[msgspec.Struct]) -> None:
     """docs/configuration.md names each setting; simple defaults are the ones that the program has."""
+    check_settings(struct, (DOCS / "configuration.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("struct", "heading"), [(ControlConfig, "## `control`\n"), (QualityLoopConfig, "`control.quality`:\n")]
+)
+def test_every_setting_of_the_agent_is_in_its_part_of_the_page(struct: type[msgspec.Struct], heading: str) -> None:
+    """Names that other parts have as well, each with its own default."""
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    check_settings(struct, page[page.index(heading) :])
+
+
+def check_settings(struct: type[msgspec.Struct], page: str) -> None:
     for field in msgspec.structs.fields(struct):
         assert f"`{field.name}`" in page, field.name
         row = re.search(rf"^\| `{field.name}` \| `([^`]*)` \|", page, re.MULTILINE)

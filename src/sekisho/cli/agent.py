@@ -1,6 +1,5 @@
 """`sekisho agent`: the control agent alone, in front of an engine that Sekisho does not run."""
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +59,8 @@ def agent(
 
 def _address(url: str, kind: str | None, model: str | None, key_env: str | None) -> "EngineAddress":
     """Raises CommandFailed where nobody answers, or what is named is not there."""
+    import asyncio
+
     from sekisho.control.actuators import ACTUATORS
     from sekisho.control.assembly import EngineAddress
     from sekisho.control.detection import NothingThere, detect
