@@ -314,7 +314,7 @@ def test_children_in_trouble(tmp_path: Path) -> None:
     home = Home(tmp_path).create()
     children = [
         ChildStatus("gateway", "running", 1, "b", restarts=1),
-        ChildStatus("engine-a", "failing", exit_code=-6, log_tail=("one", "ggml: out of memory")),
+        ChildStatus("engine-a~next", "failing", exit_code=-6, log_tail=("one", "ggml: out of memory")),
         ChildStatus("engine-b", "misconfigured", exit_code=78, log_tail=("no such file",)),
         ChildStatus("engine-c", "running", 2, "b", restarts=3, exit_code=-9),
     ]

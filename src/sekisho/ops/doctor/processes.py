@@ -71,7 +71,8 @@ def check_children(patient: Patient) -> list[Finding]:
         return []
     findings = []
     for child in children.children:
-        log = patient.home.logs / f"{child.name}.log"
+        engine, _, _ = child.name.partition("~")  # a worker that is being exchanged writes the same log
+        log = patient.home.logs / f"{engine}.log"
         told = {"name": child.name, "code": child.exit_code, "log": log, "words": (child.log_tail or ("",))[-1] or "?"}
         if child.state == "failing":
             findings.append(CRASHING.found(**told))
