@@ -72,11 +72,10 @@ async def spoken(folder: Path) -> Text:
     said = []
     async with engine(mini, "f16", "f16", 1, 1) as speaker:
         for seed in range(12):
-            body = {"prompt": _BEGINNINGS[seed % len(_BEGINNINGS)], "n_predict": 400, "ignore_eos": True}
-            answer = await speaker.post(
-                "/completion", {**body, "temperature": 1.0, "top_k": 0, "top_p": 1, "seed": seed}
-            )
-            said.append(body["prompt"] + msgspec.json.decode(answer)["content"])
+            beginning = _BEGINNINGS[seed % len(_BEGINNINGS)]
+            body = {"prompt": beginning, "n_predict": 400, "ignore_eos": True, "seed": seed}
+            answer = await speaker.post("/completion", {**body, "temperature": 1.0, "top_k": 0, "top_p": 1})
+            said.append(beginning + msgspec.json.decode(answer)["content"])
     file = folder / "spoken.txt"
     file.write_text("\n".join(said).replace("\ufffd", ""), encoding="utf-8")
     return own(file)
@@ -146,7 +145,7 @@ def main() -> None:
     place = memory if memory.is_dir() else MODEL.parent
     with tempfile.TemporaryDirectory(prefix="sekisho-slots-", dir=place) as name:
         bench = Bench(MODEL, SHAPE, 4096, 128, 16, Path(name))
-        size, budget = 512 * 2**20, Budget(32, arguments.seconds, (1.0, 2.0), 2, 6)
+        size, budget = 512 * 2**20, Budget(32, arguments.seconds, (1.0, 1.0), 2, 6)
         if arguments.quick:
             bench = msgspec.structs.replace(bench, context=1024, chunk=32, answer=8)
             size, budget = 128 * 2**20, Budget(20, 400.0, (1.0,), 2, 3)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sekisho.control.comparison import Block, ComparisonPlan, OutOfBudget, compare, ratios
 from sekisho.control.measured import Measured, MeasurementFailed
 from sekisho.control.policy import EngineSection, Policy
-from sekisho.core.subset_means import SubsetMeans, fewest
+from sekisho.control.subset_means import SubsetMeans, fewest
 
 A, B = Policy(), Policy(engine=EngineSection(threads=2))
 

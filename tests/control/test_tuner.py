@@ -179,7 +179,15 @@ def test_without_a_baseline_nothing_is_said() -> None:
     """A baseline that cannot be measured ends the search after its first rung."""
     report = found(Landscape(broken=frozenset([None])))
     assert (report.outcome, report.policy, report.winner) == ("not measured", Policy(), None)
+    assert report.why == "the baseline could not be measured: the engine did not start"
     assert report.measurements <= 90 - 12
+
+
+def test_a_budget_that_ends_before_a_candidate_says_so() -> None:
+    """One measurement of ten seconds shows that the twelve at the end would not fit any more: the search stops."""
+    report = found(Landscape(seconds=10.0), budget=Budget(90, 100.0))
+    assert (report.outcome, report.measurements, report.policy) == ("not measured", 1, Policy())
+    assert report.why == "the budget ended before a candidate was measured beside the baseline"
 
 
 async def test_a_measurement_that_hangs_is_cut_when_the_seconds_are_over() -> None:

@@ -46,8 +46,8 @@ class Parts(NamedTuple):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`healthy`: every loop runs and every engine is ready; `degraded`: not every one, `reasons` say which; `failing`:
-    no engine answers or a loop keeps failing."""
+    """`healthy`: every loop runs in time, every engine is ready, alerts arrive and the disk takes the history;
+    `degraded`: not all of that, `reasons` say what; `failing`: no engine is ready."""
 
     status: Literal["healthy", "degraded", "failing"]
     timestamp: str | None
@@ -61,7 +61,7 @@ class Agent:
     """Started once by `run`, which goes on until it is cancelled. Belongs to one event loop.
 
     `watchers` see the signals of each middle loop, in their order, `slow_watchers` those of each slow one. `quality_of`
-    tells the last perplexity figures of a model (None: of the worst).
+    tells the last perplexity figures of a model (None: of the worst), `unsent` what keeps alerts from arriving.
     """
 
     def __init__(self, config: ControlConfig, parts: Parts) -> None:
@@ -78,6 +78,7 @@ class Agent:
         self.quality_of: Callable[[str | None], view.QualityView] = lambda model: view.QualityView()
         self.measure: Callable[[str | None, str], Awaitable[Any]] | None = None
         self.probe: Callable[[bool], Awaitable[Any]] | None = None
+        self.unsent: Callable[[], tuple[str, ...]] = tuple
         self._queued: dict[str, EngineState] = {}  # as the gateway sees them: what runs and waits there
         self._engines: dict[str, EngineState] = {}
         self._devices: tuple[DeviceState, ...] = ()
@@ -189,6 +190,10 @@ class Agent:
         loops = tuple(loop.figures() for loop in self._loops)
         reasons = [f"{model}: {state}" for model, state in engines.items() if state != "ready"]
         reasons += [f"{loop.name} loop: {loop.last_error}" for loop in loops if loop.last_error]
+        reasons += [f"{loop.name} loop: its last run began {loop.late_s:.3g} s late" for loop in loops if loop.behind]
+        reasons += self.unsent()
+        if self.history.failing:
+            reasons.append(f"the history cannot be written; {self.history.lost} records are lost so far")
         if self._parts.feed is not None and self._parts.feed.reason is not None:
             reasons.append(self._parts.feed.reason)
         reasons += [f"policy version {each.number}: {each.message}" for each in self.policies.book.problems]

@@ -161,6 +161,7 @@ class _Assembled:
         )
         agent = Agent(place.config, parts)
         notifier = self._notifier()
+        agent.unsent = lambda: notifier.unsent
         self._agent, self._devices, self._alerts = agent, devices, notifier
 
         def tell(alert: Alert) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from sekisho.control.measured import FIGURES, FigureName, Measure, Measured, MeasurementFailed, log_ratio
 from sekisho.control.policy import Policy
-from sekisho.core.subset_means import SubsetMeans, fewest
+from sekisho.control.subset_means import SubsetMeans, fewest
 
 LEVEL: Final = 0.95
 Verdict = Literal["more", "less", "not distinguishable", "too few blocks"]

@@ -63,6 +63,11 @@ class History:
         self._writing = threading.Lock()
         self._next_number: int | None = None
 
+    @property
+    def failing(self) -> bool:
+        """Whether the disk did not take the last record."""
+        return self._failing
+
     def append(self, kind: str, record: Any) -> bool:
         """Writes one record, a Struct or a dict. False where the disk did not take it: then it is not there, not even
         in part, and the caller goes on. Raises ValueError for a kind that is no name."""

@@ -21,7 +21,8 @@ LoopName = Literal["fast", "middle", "slow"]
 
 class LoopFigures(msgspec.Struct, frozen=True):
     """`cpu_share`: processor time of this loop's runs over the time since it began, as a share of one core; other work
-    of the process that falls into a run is counted too, so that it is an upper bound."""
+    of the process that falls into a run is counted too, so that it is an upper bound. `late_s`: by how much the last
+    run began later than a period after the one before it was due."""
 
     name: LoopName
     period_s: float
@@ -31,6 +32,12 @@ class LoopFigures(msgspec.Struct, frozen=True):
     cpu_s: float
     cpu_share: float | None
     last_error: str | None
+    late_s: float = 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Late by more than a period: something held the agent up, or its work takes too long."""
+        return self.late_s > self.period_s
 
 
 class Loop:
@@ -55,6 +62,7 @@ class Loop:
         self._runs = self._missed = self._failed = 0
         self._spent_s = 0.0
         self._last_error: str | None = None
+        self._late_s = 0.0
 
     def figures(self) -> LoopFigures:
         lived_s = self._clock.monotonic() - self._began_s
@@ -67,13 +75,16 @@ class Loop:
             round(self._spent_s, 6),
             self._spent_s / lived_s if lived_s > 0 else None,
             self._last_error,
+            round(self._late_s, 3),
         )
 
     async def run(self) -> None:
-        due_s = self._clock.monotonic()
+        due_s = planned_s = self._clock.monotonic()
         while True:
+            self._late_s = max(0.0, self._clock.monotonic() - planned_s)
             await self.once()
             now_s = self._clock.monotonic()
+            planned_s = due_s + self.period_s
             due_s, missed = next_due(due_s, now_s, self.period_s)
             self._missed += missed
             await asyncio.sleep(max(0.0, due_s - now_s))

@@ -113,12 +113,18 @@ class OutboundNotifier:
         self._waiting: dict[str, set[tuple[str, str, str]]] = {sender.name: set() for sender in senders}
         self._sent: dict[tuple[str, tuple[str, str, str]], float] = {}
         self._problems: deque[str] = deque(maxlen=_PROBLEMS)
+        self._failing: dict[str, str] = {}  # by sender, what became of its last try
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(self._problems)
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        """Of each sender whose last try failed, why."""
+        return tuple(self._failing.values())
 
     @property
     def pending(self) -> int:
@@ -171,20 +177,22 @@ class OutboundNotifier:
                 try:
                     await sender.send(alert, delivery, self._clock.now())
                 except AlertFailed as error:
-                    self._problem(sender, alert, str(error))
+                    self._failing[sender.name] = self._problem(sender, alert, str(error))
                     if not error.again or backoff.attempts + 1 >= TRIES:
                         return
                     await self._pause(backoff.next_s())
                 else:
+                    self._failing.pop(sender.name, None)
                     self._sent[sender.name, alert.same] = self._clock.monotonic()
                     return
         finally:
             self._waiting[sender.name].discard(alert.same)
 
-    def _problem(self, sender: Sender, alert: Alert, why: str) -> None:
+    def _problem(self, sender: Sender, alert: Alert, why: str) -> str:
         told = f"{sender.name}: {alert.kind} {alert.subject} did not arrive: {why}"
         log.warning("%s", told)
         self._problems.append(told)
+        return told
 
 
 class HttpSender:

@@ -18,12 +18,12 @@ import msgspec
 from sekisho.control.comparison import LEVEL, Block, Comparison, ComparisonPlan, OutOfBudget, compare
 from sekisho.control.measured import Measure, Measured, MeasurementFailed, log_ratio, middle
 from sekisho.control.policy import Policy
+from sekisho.control.subset_means import SubsetMeans, fewest
 from sekisho.control.tuner_noise import Noise, between_rounds, within
 from sekisho.control.tuner_report import Observation, Outcome, RungNoise, Tried, TuningReport
 from sekisho.control.tuner_space import Candidate, Place, Space
 from sekisho.control.tuner_target import Budget, Limits, Target
 from sekisho.core.clock import Clock
-from sekisho.core.subset_means import SubsetMeans, fewest
 
 _BASELINE: Final = Candidate("baseline", (), Policy())
 _EQUAL: Final = 1e-9
@@ -126,6 +126,7 @@ class _Search:
         self.baseline = _Entry(_BASELINE)
         self.entries: dict[Place, _Entry] = {}
         self.noise: list[RungNoise] = []
+        self.baseline_fault: str | None = None
         self.seed = chance.getrandbits(32)
         self._round = 0
         self.effort = budget.efforts[0]
@@ -233,7 +234,9 @@ class _Search:
         try:
             measured = await self._purse.measured(self._policy(entry), self.effort)
         except MeasurementFailed as error:
-            if entry is not self.baseline:
+            if entry is self.baseline:
+                self.baseline_fault = str(error)
+            else:
                 entry.dropped, entry.crossed = f"measurement failed: {error}", True
             return None
         entry.observations.append(Observation(rung, self._round, self.effort, measured))
@@ -349,8 +352,10 @@ def _missed(target: Target, comparison: Comparison) -> tuple[str, ...]:
 
 
 def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | None) -> tuple[Outcome, str]:
-    if not search.baseline.observations:
-        return "not measured", "the baseline could not be measured, so nothing could be compared with it"
+    if not search.baseline.observations and search.baseline_fault is not None:
+        return "not measured", f"the baseline could not be measured: {search.baseline_fault}"
+    if all(entry.score is None and not entry.crossed for entry in search.entries.values()):
+        return "not measured", "the budget ended before a candidate was measured beside the baseline"
     if winner is None or comparison is None:
         return "nothing better", "no candidate was better than the baseline within the limits"
     name, ratio = winner.candidate.name, comparison.ratio(search.target.improve)

@@ -17,16 +17,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sekisho.control import subset_means
+from sekisho.control.subset_means import RESAMPLES
 from sekisho.evaluate.figures import Interval
 from sekisho.evaluate.statistics import LEVEL, binomial_cdf, log_beta, normal_quantile
 
 Decision = Literal["adopt", "reject", "limited"]
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES = 9_999
 E_VALUE_STOP = 20.0
 """Reached by chance with probability 1/20 at most, however often one looks (Ville's inequality)."""
-_ENUMERATED = 13
 _CHUNK = 4_000_000
 
 
@@ -51,53 +51,13 @@ class BlockRatio(msgspec.Struct, frozen=True):
     bootstrap: Interval | None
 
 
-class SubsetMeans:
-    """Exact inference on the mean of independent values, each symmetric about it (Hartigan 1969, typical values).
-
-    The mean lies between any two neighbours of the sorted means of all subsets with the same probability, so it needs
-    no Student's t; it is the sign-flip test turned round. All 2^n − 1 subsets up to 13 values, beyond that `RESAMPLES`
-    random ones.
-    """
-
-    def __init__(self, values: Sequence[float] | Floats, seed: int) -> None:
-        data = np.asarray(values, dtype=float)
-        self.n = int(data.size)
-        self.sorted = np.sort(_subset_means(data, np.random.default_rng(seed)))
+class SubsetMeans(subset_means.SubsetMeans):
+    """With its bounds as an interval of the report."""
 
     def interval(self, level: float = LEVEL) -> Interval | None:
         """None where even the two outermost means hold less than `level`: below 6 values at 95 %."""
-        outside = int((1 - level) / 2 * (self.sorted.size + 1) + 1e-9)
-        if outside < 1:
-            return None
-        low, high = self.sorted[outside - 1], self.sorted[-outside]
-        return Interval(float(low), float(high), "subset means", level)
-
-    def p_below(self, at: float) -> float:
-        """The p-value of the claim that the mean is below `at`; at least 1/2^n."""
-        reaching = self.sorted.size - int(np.searchsorted(self.sorted, at, side="left"))
-        return (1 + reaching) / (self.sorted.size + 1)
-
-    def p_above(self, at: float) -> float:
-        return (1 + int(np.searchsorted(self.sorted, at, side="right"))) / (self.sorted.size + 1)
-
-    def p_other_than(self, at: float) -> float:
-        return min(1.0, 2 * min(self.p_below(at), self.p_above(at)))
-
-
-def _subset_means(values: Floats, random: np.random.Generator) -> Floats:
-    count = values.size
-    if not count:
-        return values
-    if count <= _ENUMERATED:
-        members = (np.arange(1, 2**count)[:, None] >> np.arange(count)) & 1
-        return np.asarray(members @ values / members.sum(axis=1))
-    means = []
-    rows = max(1, _CHUNK // count)
-    for start in range(0, RESAMPLES, rows):
-        members = random.integers(0, 2, (min(rows, RESAMPLES - start), count), dtype=np.int8)
-        members[~members.any(axis=1)] = 1
-        means.append(members @ values / members.sum(axis=1, dtype=np.int64))
-    return np.concatenate(means)
+        bounds = self.bounds(level)
+        return None if bounds is None else Interval(*bounds, "subset means", level)
 
 
 def bootstrap_difference(
