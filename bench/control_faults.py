@@ -2,8 +2,8 @@
 
     python bench/control_faults.py [--out FOLDER] [--simulated]
 
-Seconds without a note are simulated: the agent's loops at their usual periods in virtual time. `s (real)` is wall time
-of real processes on this machine. The folder gets the table as Markdown and its rows as JSON.
+The first table's seconds are simulated: a whole agent in virtual time, its loops at their usual periods. The second
+one's are wall time of real processes on this machine. The folder gets both as Markdown and their rows as JSON.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SIMULATED = "tests/control/test_ten_faults.py"
-REAL = "tests/e2e/test_agent_faults.py"
+SIMULATED = ("tests/control/test_ten_faults.py", "tests/control/test_ten_faults_agent.py")
+REAL = ("tests/e2e/test_agent_faults.py",)
 
 
 def main() -> int:
@@ -25,14 +25,14 @@ def main() -> int:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (chosen.out or Path(temporary)).resolve()
-        worst = 0
-        for file in (SIMULATED,) if chosen.simulated else (SIMULATED, REAL):
-            argv = (sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow or not slow", file)
-            done = subprocess.run(argv, cwd=ROOT, env=os.environ | {"SEKISHO_FAULT_TABLE": str(folder)}, check=False)
-            worst = max(worst, done.returncode)
+        for earlier in folder.glob("faults*"):
+            earlier.unlink()
+        files = SIMULATED if chosen.simulated else SIMULATED + REAL
+        argv = (sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "slow or not slow", *files)
+        done = subprocess.run(argv, cwd=ROOT, env=os.environ | {"SEKISHO_FAULT_TABLE": str(folder)}, check=False)
         table = folder / "faults.md"
         print(table.read_text(encoding="utf-8") if table.is_file() else "no row was made")
-        return worst
+        return done.returncode
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A real agent at a real port, with engines that are values."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +28,8 @@ TOKEN = "a token of this test"
 
 
 class ValueEngine:
-    """An engine that takes `kv.*` at once, `engine.*` by a swap, and nothing else. `broken`: what it fails with."""
+    """An engine that takes `kv.*` at once, `engine.*` by a swap, and nothing else. `broken`: what it fails with.
+    `gate`: what a change waits for, once it has begun."""
 
     def __init__(self, model: str = "mini") -> None:
         self.model = model
@@ -35,6 +37,8 @@ class ValueEngine:
         self.policy = Policy()
         self.state_now = EngineState(model, "value", "ready", slots=4)
         self.broken: str | None = None
+        self.gate: asyncio.Event | None = None
+        self.begun = asyncio.Event()
         self.applied = 0
 
     async def state(self) -> EngineState:
@@ -49,6 +53,9 @@ class ValueEngine:
         )
 
     async def apply(self, policy: Policy) -> tuple[Applied, ...]:
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
         said = await self.plan(policy)
         self.policy = policy
         self.applied += 1

@@ -10,6 +10,10 @@ import pytest
 
 FOLDER = "SEKISHO_FAULT_TABLE"
 Time = Literal["simulated", "real"]
+_TITLES: dict[Time, str] = {
+    "simulated": "Simulated seconds: a whole agent in virtual time, its loops at their usual periods.",
+    "real": "Real seconds: processes on one machine.",
+}
 _HEAD = ("fault", "injected", "detected after", "detected by", "action", "recovered after", "clients")
 
 
@@ -28,7 +32,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Table:
-    """Rows of one kind of time; those of the other kind stay as an earlier session wrote them."""
+    """Rows of one kind of time. Other rows in the folder stay as an earlier writer left them."""
 
     def __init__(self, folder: Path, time: Time) -> None:
         self._folder, self._time = folder, time
@@ -44,7 +48,7 @@ class Table:
         action: str,
         recovered_s: float | None,
         recovered_since: str,
-        clients: str,
+        clients: str = "none in this test",
     ) -> None:
         told = [None if each is None else round(each, 1) for each in (detected_s, recovered_s)]
         self._rows.append(
@@ -53,7 +57,9 @@ class Table:
 
     def write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        body = msgspec.json.format(msgspec.json.encode(self._rows))
+        mine = {row.fault for row in self._rows}
+        others = [row for row in read(self._folder) if row.time == self._time and row.fault not in mine]
+        body = msgspec.json.format(msgspec.json.encode([*others, *self._rows]))
         (self._folder / f"faults-{self._time}.json").write_bytes(body + b"\n")
         (self._folder / "faults.md").write_text(markdown(read(self._folder)), encoding="utf-8")
 
@@ -65,15 +71,21 @@ def read(folder: Path) -> list[Row]:
 
 
 def markdown(rows: list[Row]) -> str:
-    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
-    lines += [_line(_cells(row)) for row in rows]
-    return "\n".join(lines) + "\n"
+    """One table for each kind of time; clients are there in the real one only."""
+    parts = []
+    for time, title in _TITLES.items():
+        mine = [row for row in rows if row.time == time]
+        columns = len(_HEAD) if time == "real" else len(_HEAD) - 1
+        lines = [_line(_HEAD[:columns]), _line(["---"] * columns)]
+        lines += [_line(_cells(row)[:columns]) for row in mine]
+        if mine:
+            parts.append(f"{title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
 
 
 def _cells(row: Row) -> list[str]:
-    unit = "s" if row.time == "simulated" else "s (real)"
-    detected = "not" if row.detected_s is None else f"{row.detected_s:g} {unit}"
-    recovered = "not by itself" if row.recovered_s is None else f"{row.recovered_s:g} {unit}"
+    detected = "not" if row.detected_s is None else f"{row.detected_s:g} s"
+    recovered = "not by itself" if row.recovered_s is None else f"{row.recovered_s:g} s"
     since = f"{recovered} {row.recovered_since}".strip()
     return [row.fault, row.injected, detected, row.detected_by, row.action, since, row.clients]
 
@@ -83,7 +95,7 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 
 
 def table_of(time: Time, factory: pytest.TempPathFactory) -> Iterator[Table]:
-    """What a session-scoped fixture yields."""
+    """What a fixture yields."""
     chosen = os.environ.get(FOLDER)
     table = Table(Path(chosen) if chosen else factory.mktemp("faults"), time)
     yield table

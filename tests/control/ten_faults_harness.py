@@ -175,7 +175,7 @@ class _Bus(EventBus):
 
 
 class Site:
-    """`async with` runs the agent. `loss`: of quality by KV type, as a measurement would find it."""
+    """`async with` runs the agent. `loss`: of quality by KV type, as a measurement finds it."""
 
     def __init__(
         self,
@@ -272,16 +272,13 @@ class Site:
     def alerts(self, since_s: float = 0.0) -> list[tuple[float, Alert]]:
         return [(at, data) for at, kind, data in self.bus.told if kind == "alert" and at >= since_s]
 
-    async def health_without(self, word: str, within_s: float) -> float:
-        """Virtual moment from which no reason of the health names it any more."""
-        async with asyncio.timeout(within_s):
-            while any(word in reason for reason in self.agent.health().reasons):
-                await asyncio.sleep(0.1)
+    async def health_names(self, word: str, within_s: float, named: bool = True) -> float:
+        """Virtual moment from which a reason of the health names it, or none does any more."""
+        end_s = self.clock.monotonic() + within_s
+        while any(word in reason for reason in self.agent.health().reasons) is not named:
+            assert self.clock.monotonic() < end_s, self.agent.health().reasons
+            await asyncio.sleep(0.1)
         return self.clock.monotonic()
 
-    async def health_names(self, word: str, within_s: float) -> float:
-        """Virtual moment from which a reason of the health names it."""
-        async with asyncio.timeout(within_s):
-            while not any(word in reason for reason in self.agent.health().reasons):
-                await asyncio.sleep(0.1)
-        return self.clock.monotonic()
+    async def health_without(self, word: str, within_s: float) -> float:
+        return await self.health_names(word, within_s, named=False)

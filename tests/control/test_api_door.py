@@ -7,6 +7,7 @@ import pytest
 from agent_harness import make_agent, serving
 
 from sekisho.control.api.routes import ROUTES
+from sekisho.control.config import ControlConfig
 
 CHANGES = [path for path, handlers in ROUTES.items() if "POST" in handlers]
 READS = [path for path, handlers in ROUTES.items() if "GET" in handlers and path != "/v1/events"]
@@ -97,6 +98,10 @@ async def test_every_answer_has_the_security_headers(tmp_path: Path, path: str) 
         ("POST", "/v1/policy/rollback", b'{"version": true}', 400),
         ("POST", "/v1/config", b'{"port": 1}', 400),
         ("POST", "/v1/config", b'{"loops": {"fast_s": 0}}', 400),
+        ("POST", "/v1/config", b'{"act": ["everything"]}', 400),
+        ("POST", "/v1/config", b'{"act": "balance"}', 400),
+        ("POST", "/v1/config", b'{"quality": {"full_at": "25:99"}}', 400),
+        ("POST", "/v1/config", b'{"quality": {"enabled": false}}', 400),
         ("POST", "/v1/quality", b'{"kind": "deep"}', 400),
         ("GET", "/v1/history?limit=many", None, 400),
         ("GET", "/v1/history?kind=../secrets", None, 400),
@@ -134,3 +139,13 @@ async def test_a_fault_of_ours_is_told_without_its_insides(
         assert status == 500
         assert "/secret/path" not in str(answer)
         assert any(answer["error"]["id"] in record.getMessage() for record in caplog.records)
+
+
+async def test_the_webhooks_address_is_not_for_everybody(tmp_path: Path) -> None:
+    """Every local user may read the settings, and whoever has that address can post there."""
+    agent, _ = make_agent(tmp_path, config=ControlConfig(webhook_url="https://hooks.example.com/T0/secret"))
+    async with serving(agent) as live:
+        assert (await live.get("/v1/config"))["webhook_url"] == "(hidden)"
+        changed = await live.post("/v1/config", {"act": []})
+        assert (changed["webhook_url"], changed["act"]) == ("(hidden)", [])
+        assert agent.config.webhook_url == "https://hooks.example.com/T0/secret"

@@ -148,6 +148,28 @@ async def test_an_engine_that_comes_back_gets_the_policy_again(tmp_path: Path) -
     await agent.close()
 
 
+async def test_an_engine_that_does_not_take_the_policy_back_is_asked_again(tmp_path: Path) -> None:
+    """Less and less often, the health says so, and it ends once the engine has it."""
+    engine = ValueEngine()
+    agent, clock = make_agent(tmp_path, engine)
+    await agent.policies.change({"kv": {"recent_window": 99}}, CAUSE, by="test")
+    engine.policy, engine.broken = Policy(), "mini: busy"
+    for _ in range(200):
+        await agent._middle()
+        clock.advance(5)
+    assert "mini: not as the policy wants it, tried again: mini: busy" in agent.health().reasons
+    tries = [each.record for each in agent.history.read("decisions") if each.record["rule"] == "engine_back"]
+    assert 4 <= len(tries) <= 8
+    engine.broken = None
+    for _ in range(160):
+        await agent._middle()
+        clock.advance(5)
+    assert engine.policy.kv.recent_window == 99
+    assert agent.health().status == "healthy"
+    assert engine.applied == 2, "once, and not at every look"
+    await agent.close()
+
+
 async def test_an_engine_that_hangs_is_down_and_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

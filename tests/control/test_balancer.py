@@ -1,5 +1,8 @@
 """The resource balancer."""
 
+import random
+from itertools import pairwise
+
 import msgspec
 import pytest
 from faults_harness import CPU, ENGINE, GPU, MEMORY, Site, signals
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from sekisho.control.balancer import BITS, ORDER, Balance, Balancer, Band, Step, load, usage
 from sekisho.control.base import DeviceState, EngineState
+from sekisho.control.fallback import Fallbacks
 from sekisho.control.policy import EngineSection, KvSection, Policy
 
 set_to = msgspec.structs.replace
@@ -90,6 +94,90 @@ def test_what_people_asked_for_is_kept() -> None:
     assert types(KvSection(mode="quality_optimized")) == ["q8_0", "q8_0"]
     assert types(KvSection(key_type="q4_0", value_type="q4_0")) == ["q4_0", "q4_0"]
     assert types(KvSection(), frozenset({"q8_0", "f16"})) == ["q8_0", "q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (("q4_0", "q4_0"), (None, None)),
+        (("q8_0", "q8_0"), ("q4_0", "q4_0")),
+        (("q8_0", "f16"), ("q4_0", "q4_0")),
+        (("q4_0", "f16"), (None, "q4_0")),
+    ],
+)
+def test_less_memory_is_never_more_bits_than_an_engine_has(
+    told: tuple[str, str], found: tuple[str | None, str | None]
+) -> None:
+    """Where the policy names no type, what the engines were set up with is where it begins, keys and values each by
+    itself; of two engines the one with fewer bits counts."""
+    run = Run(Policy(engine=EngineSection(slots=1)))
+    engine = set_to(ENGINE, settings={"kv_type_k": told[0], "kv_type_v": told[1]})
+    seen = [Policy().kv]
+    for _ in range(60):
+        run.ask(FULL, engine=engine)
+        seen.append(run.site.policy.kv)
+    for kv in seen:
+        for kind, was in zip((kv.key_type, kv.value_type), told, strict=True):
+            assert kind is None or BITS[kind] < BITS[was]
+    assert (seen[-1].key_type, seen[-1].value_type) == found
+    both = Run(Policy(engine=EngineSection(slots=1)))
+    whole = set_to(ENGINE, model="n", settings={"kv_type_k": "f16", "kv_type_v": "f16"})
+    small = set_to(ENGINE, settings={"kv_type_k": "q4_0", "kv_type_v": "q4_0"})
+    for now_s in range(0, 600, 10):
+        assert both.balancer.step(signals(now_s, FULL, engines=(whole, small)), both.site.policy) is None
+
+
+def test_types_of_an_engine_that_is_not_ready_are_not_guessed() -> None:
+    """It tells none: a step could give it more bits than it was set up with. Types that the policy names are known."""
+    starting = EngineState("m", "llama_cpp", "starting")
+    run = Run(Policy(engine=EngineSection(slots=1)))
+    assert run.ask_for(600, FULL, engine=starting) == []
+    assert "not ready" in run.balancer.summary().skipped["precision"]
+    named = Run(Policy(kv=KvSection(key_type="f16", value_type="f16"), engine=EngineSection(slots=1)))
+    assert [step.kind for step in named.ask_for(600, FULL, engine=starting)] == ["precision"] * 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_the_engines_refuse_is_left_alone_for_a_quarter_of_an_hour(shared: bool) -> None:
+    """Also where the fallbacks, who share the overlay, look first and reconcile it."""
+    run = Run()
+    fallbacks = Fallbacks(random.Random(1), overlay=run.balancer.overlay)
+    pressed, at = set_to(MEMORY, used_bytes=92), []
+    for now_s in range(1_000, 4_600, 5):
+        seen = signals(now_s, pressed)
+        if shared:
+            assert fallbacks.observe(seen, run.site.policy, now_s) == ()
+        if run.balancer.step(seen, run.site.policy) is not None:
+            at.append(now_s)
+    assert len(at) == 4
+    assert all(later - was >= 900 for was, later in pairwise(at))
+    assert run.balancer.summary().depth == 0
+
+
+def test_a_person_has_the_field_also_where_the_fallbacks_see_it_first() -> None:
+    """They share the overlay and reconcile it first."""
+    run = Run()
+    fallbacks = Fallbacks(random.Random(1), overlay=run.balancer.overlay)
+    run.ask_for(30, set_to(MEMORY, used_bytes=92))
+    run.site.apply({"engine": {"slots": 6}})
+    for now_s in range(1_040, 2_000, 5):
+        seen = signals(now_s, set_to(MEMORY, used_bytes=92))
+        fallbacks.observe(seen, run.site.policy, now_s)
+        step = run.balancer.step(seen, run.site.policy)
+        run.site.apply(step.changes if step is not None else None)
+    assert run.site.policy.engine.slots == 6
+    assert run.site.policy.kv.key_type == "q4_0"
+
+
+def test_it_can_be_told_to_let_go_and_to_begin_anew() -> None:
+    """All steps are undone in one change; under pressure it begins with the first step again."""
+    run = Run()
+    run.ask_for(200, FULL)
+    assert run.site.policy.kv.key_type is not None
+    run.site.apply(run.balancer.let_go(run.site.policy, run.now_s + 1))
+    assert run.site.policy == Policy()
+    assert run.balancer.let_go(run.site.policy, run.now_s + 2) == {}
+    assert [step.kind for step in run.ask_for(40, FULL)] == ["batch"]
 
 
 def test_what_cannot_be_done_is_told() -> None:

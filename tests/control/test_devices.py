@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -112,6 +113,54 @@ async def test_a_card_is_gone_after_two_readings_without_it_and_back_with_one() 
     assert seen[1].used_bytes is None
     assert seen[1].reason == "the driver did not tell of it this time"
     assert seen[2].reason == "it was there and is gone"
+    await devices.close()
+
+
+async def test_a_driver_that_answers_nonsense_is_asked_again() -> None:
+    """A reading that fails is the reason of every card, makes none of them gone, and is forgotten with the next one."""
+    clock, asked = ManualClock(), []
+
+    def read(run: Any) -> GpuReading:
+        asked.append(1)
+        if len(asked) in (2, 3):
+            raise ValueError("odd output")
+        return GpuReading((GpuSample(0, "Card", 100, 50, 0.5),), "rocm-smi")
+
+    devices, seen = Devices(clock, run=no_tools, read_cards=read), []
+    for _ in range(4):
+        while len(asked) == len(seen) or devices._cards_task is not None:
+            found = by_id(await devices.sample())["gpu0"]
+        seen.append((found.present, found.used_bytes, found.reason or ""))
+        clock.advance(11)
+    assert [present for present, _, _ in seen] == [True] * 4
+    assert [used for _, used, _ in seen] == [50, None, None, 50]
+    assert "the cards cannot be read: ValueError: odd output" in seen[1][2]
+    asked[:] = [1]
+    await devices.sample()
+    await devices.close()
+
+
+@pytest.mark.parametrize(
+    ("sensor", "high", "critical", "limit"),
+    [
+        ("coretemp", 80.0, 100.0, 95.0),
+        ("coretemp", 100.0, 100.0, 95.0),
+        ("cpu_thermal", 85.0, 85.0, 80.0),
+        ("k10temp", 70.0, 90.0, 85.0),
+        ("k10temp", 70.0, 70.0, None),
+        ("zenpower", None, None, None),
+    ],
+)
+async def test_a_processor_is_hot_a_little_below_its_critical_temperature(
+    monkeypatch: pytest.MonkeyPatch, sensor: str, high: float | None, critical: float | None, limit: float | None
+) -> None:
+    """Its `high`, which laptops reach in ordinary work, is no limit; also not where psutil gives it out as critical."""
+    entry = SimpleNamespace(label="", current=84.0, high=high, critical=critical)
+    cooler = SimpleNamespace(label="", current=40.0, high=50.0, critical=60.0)
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: {sensor: [cooler, entry]}, raising=False)
+    devices = Devices(ManualClock(), run=no_tools)
+    cpu = by_id(await devices.sample())["cpu"]
+    assert (cpu.temperature_c, cpu.hot_c) == (84.0, limit)
     await devices.close()
 
 

@@ -280,3 +280,20 @@ def test_types_follow_from_the_mode_unless_they_are_named(mode: Any, type_: str)
     fields = {"name": "m", "path": "builtin", "kv_type_k": key, "kv_type_v": value}
     config = msgspec.convert(fields, ModelConfig)
     assert (config.kv_type_k, config.kv_type_v) == (type_, "q4_0")
+
+
+@pytest.mark.parametrize(
+    ("mode", "types"),
+    [
+        ("configured", ("q4_0", "f16")),
+        ("dynamic", ("q4_0", "q8_0")),
+        ("throughput_optimized", ("q4_0", "q8_0")),
+        ("quality_optimized", ("q8_0", "q8_0")),
+        ("disabled", ("f16", "f16")),
+    ],
+)
+def test_modes_that_save_memory_never_give_more_bits_than_the_settings(mode: Any, types: tuple[str, str]) -> None:
+    """A model set up with q4_0 keeps it; more bits are for those who ask for quality or for none fewer."""
+    assert kv_types(Policy(kv=KvSection(mode=mode)), ("q4_0", "f16")) == types
+    named = Policy(kv=KvSection(mode=mode, key_type="q8_0"))
+    assert kv_types(named, ("q4_0", "f16")) == ("q8_0", types[1])

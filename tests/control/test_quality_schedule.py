@@ -1,5 +1,6 @@
 """When quality is measured, on a clock that is moved by hand: days, restarts, jumps, summer time, traffic."""
 
+import errno
 import tempfile
 from datetime import UTC, datetime, time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sekisho.control import quality_schedule
 from sekisho.control.quality_schedule import Schedule, ScheduleSettings, last_slot, next_slot
 from sekisho.core.clock import ManualClock
 
@@ -211,6 +213,60 @@ def test_while_one_runs_nothing_is_due(path: Path) -> None:
     assert schedule.due() is None
     schedule.done("light")
     assert schedule.due() == "full"
+
+
+class Disk:
+    """Where the schedule writes; `full`: there is no room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self._write = quality_schedule.write_atomically
+        monkeypatch.setattr(quality_schedule, "write_atomically", self.write)
+
+    def write(self, path: Path, body: bytes) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._write(path, body)
+
+
+def test_a_run_that_cannot_be_noted_has_not_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk refuses it; it is due as before, and begins once there is room."""
+    clock, disk = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0)), Disk(monkeypatch)
+    schedule = Schedule(path, clock, SETTINGS)
+    disk.full = True
+    with pytest.raises(OSError, match="No space"):
+        schedule.began("light")
+    assert schedule.due() == "light"
+    disk.full = False
+    assert [kind for _, kind in run_through(schedule, clock, 5)] == ["light", "light"]
+
+
+@pytest.mark.parametrize("end", ["done", "failed"])
+def test_a_run_whose_end_cannot_be_noted_has_ended(path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """The disk fills while it runs: the next one comes in its time, and is noted where there is room."""
+    clock, disk = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0)), Disk(monkeypatch)
+    schedule = Schedule(path, clock, SETTINGS)
+    schedule.began("light")
+    disk.full = True
+    getattr(schedule, end)("light")
+    assert schedule.due() is None
+    clock.advance(4 * HOUR)
+    assert schedule.due() == "light"
+    assert not schedule.may_run(busy=True)
+    disk.full = False
+    assert [kind for _, kind in run_through(schedule, clock, 1)] == ["light"]
+    assert Schedule(path, clock, SETTINGS).due() is None
+
+
+def test_an_agent_starts_on_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that was cut off counts as a failed one, also where that cannot be written down."""
+    clock, disk = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0)), Disk(monkeypatch)
+    Schedule(path, clock, SETTINGS).began("light")
+    disk.full = True
+    schedule = Schedule(path, clock, SETTINGS)
+    assert schedule.due() is None
+    clock.advance(SETTINGS.retry_s)
+    assert schedule.due() == "light"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"slot": "x"}', b"[]"])

@@ -14,7 +14,7 @@ from sekisho.control.perplexity.base import Delta, Measurement, Unmeasured
 from sekisho.control.perplexity.measure import Compared, Target
 from sekisho.control.policy import Policy
 from sekisho.control.quality_schedule import ScheduleSettings
-from sekisho.control.quality_watch import QualitySettings, QualityWatch
+from sekisho.control.quality_watch import WHOLE, QualitySettings, QualityWatch
 from sekisho.engines.config import ModelConfig
 
 LOSSES = {"f16": 0.0, "q8_0": 0.2, "q4_0": 0.9}
@@ -23,7 +23,9 @@ LOSSES = {"f16": 0.0, "q8_0": 0.2, "q4_0": 0.9}
 class Scene:
     """A model whose loss follows from the KV type that its engine has."""
 
-    def __init__(self, folder: Path, **given: Any) -> None:
+    def __init__(self, folder: Path, configured: str = "f16", **given: Any) -> None:
+        self.configured = configured
+        self.may_act = given.get("acts", True)
         self.engine = ValueEngine()
         self.agent, self.clock = make_agent(folder, self.engine)
         self.losses: dict[str, float | None] = dict(LOSSES)
@@ -39,12 +41,13 @@ class Scene:
             self.alerts.append,
             self.clock,
             self.compare,
+            lambda: self.may_act,
         )
 
     @property
     def kind(self) -> str:
         kv = self.engine.policy.kv
-        return kv.key_type or "f16"
+        return kv.key_type or (self.configured if kv.mode == "configured" else "f16")
 
     def target(self) -> Target:
         kind: Any = self.kind
@@ -52,6 +55,7 @@ class Scene:
 
     async def compare(self, target: Target, job: Any, clock: Any, baselines: Any) -> Compared:
         self.measured.append(job.kind)
+        assert self.agent.policies.unsettled
         loss = self.losses[target.config.kv_type_k]
         if loss is None:
             raise Unmeasured("the worker is gone")
@@ -145,6 +149,7 @@ async def test_advising_changes_nothing(tmp_path: Path) -> None:
 async def test_traffic_comes_first(tmp_path: Path) -> None:
     """Nothing is measured while somebody is served, until it has waited for two hours."""
     scene = Scene(tmp_path)
+    await scene.set(key_type="q8_0", value_type="q8_0")
     for _ in range(100):
         await scene.look(busy=True)
     assert scene.measured == []
@@ -193,4 +198,52 @@ async def test_a_persons_change_begins_anew(tmp_path: Path) -> None:
     await scene.look()
     assert scene.watch._watched["mini"].quality.state.bad == 0
     assert scene.watch.view_of("mini").delta_ppl == 0.2
+    await scene.agent.close()
+
+
+async def test_without_a_persons_policy_it_advises(tmp_path: Path) -> None:
+    """What sekisho.yaml says is not changed; from a person's first policy on it is."""
+    scene = Scene(tmp_path, configured="q4_0")
+    for _ in range(8):
+        await scene.look()
+    assert (scene.kind, scene.agent.policies.book.version) == ("q4_0", 0)
+    assert any("advised" in alert.text for alert in scene.alerts)
+    await scene.set(recent_window=80)
+    for _ in range(6):
+        await scene.look()
+    assert scene.kind == "q8_0"
+    await scene.agent.close()
+
+
+async def test_whether_it_may_act_is_asked_at_every_finding(tmp_path: Path) -> None:
+    """`act` of POST /v1/config holds at once."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    await scene.look()
+    await scene.look()
+    scene.may_act = False
+    await scene.look()
+    assert scene.kind == "q4_0"
+    assert "advised" in scene.alerts[-1].text
+    await scene.agent.close()
+
+
+async def test_16_bits_are_not_measured_against_16_bits(tmp_path: Path) -> None:
+    """No scheduled run, with the reason; one on request is measured, and so is the next policy, at once."""
+    scene = Scene(tmp_path)
+    for _ in range(2000):
+        await scene.look()
+    assert scene.measured == []
+    view = scene.watch.view_of("mini")
+    assert (view.status, view.reason) == ("not measured", WHOLE)
+    await scene.watch.measure("mini", "light")
+    assert scene.measured == ["light"]
+    await scene.set(key_type="q8_0", value_type="q8_0")
+    await scene.look()
+    assert len(scene.measured) == 2
+    assert scene.watch.view_of("mini").delta_ppl == 0.2
+    await scene.set(mode="disabled")
+    await scene.look()
+    view = scene.watch.view_of("mini")
+    assert (len(scene.measured), view.delta_ppl, view.reason, view.last_run is None) == (2, None, WHOLE, False)
     await scene.agent.close()

@@ -1,30 +1,17 @@
 """Fixtures: servers that are surely gone after the test."""
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the harness beside them
 
-from e2e_harness import Launch, Sekisho
+from e2e_harness import Launch, Sekisho, load_beside
 
 from sekisho.engines import builtin
-
-
-def load_beside(folder: str) -> ModuleType:
-    """The fixtures of another folder of tests."""
-    source = Path(__file__).parents[1] / folder / "conftest.py"
-    spec = importlib.util.spec_from_file_location(f"{folder}_conftest", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line as a person has it: real processes, a home of their own, a free port."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -44,15 +46,18 @@ def chat(text: str, model: str = "fake", **more: Any) -> dict[str, Any]:
 
 
 class Sekisho:
-    """One home. `key` is there after the first `up`."""
+    """One home. `key` is there after the first `up`. `agent`: with the control agent, which most tests do without."""
 
-    def __init__(self, folder: Path, models: str = FAKE, port: int | None = None, gateway: str = "") -> None:
+    def __init__(
+        self, folder: Path, models: str = FAKE, port: int | None = None, gateway: str = "", *, agent: bool = False
+    ) -> None:
         self.port = port or free_port()
         self.home = Home(folder).create()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
         self._clients: list[httpx.Client] = []
-        self.home.settings_file.write_text(f"gateway:\n  port: {self.port}\n{gateway}models:\n{models}")
+        control = "" if agent else "control:\n  enabled: false\n"
+        self.home.settings_file.write_text(f"gateway:\n  port: {self.port}\n{gateway}{control}models:\n{models}")
 
     def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """`sekisho ARGUMENTS` on this home."""
@@ -125,6 +130,17 @@ class Sekisho:
                 await store.close()
 
         return asyncio.run(rows())
+
+
+def load_beside(folder: str) -> ModuleType:
+    """The fixtures of another folder of tests."""
+    source = Path(__file__).parents[1] / folder / "conftest.py"
+    spec = importlib.util.spec_from_file_location(f"{folder}_conftest", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 Launch = Callable[..., Sekisho]

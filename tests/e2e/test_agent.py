@@ -45,7 +45,7 @@ def text_of(sekisho: Sekisho, number: int) -> str:
 
 def test_a_policy_changes_under_twenty_open_streams(launch: Launch, small_model: str) -> None:
     """No error, and no letter of any answer lost or doubled. The change is in metrics and history."""
-    sekisho = launch(f"  - {{name: mini, path: {small_model}, context: 512, slots: 4, threads: 1}}\n")
+    sekisho = launch(f"  - {{name: mini, path: {small_model}, context: 512, slots: 4, threads: 1}}\n", agent=True)
     sekisho.up()
     url, token = agent_of(sekisho)
     texts: dict[int, str] = {}
@@ -86,7 +86,7 @@ def test_a_policy_changes_under_twenty_open_streams(launch: Launch, small_model:
 def test_an_agent_that_is_killed_comes_back_with_its_policy(launch: Launch, small_model: str) -> None:
     """The supervisor starts it again; nobody's request noticed, the policy and the history are there, and the next
     decision has the next number."""
-    sekisho = launch(f"  - {{name: mini, path: {small_model}, context: 512, slots: 4, threads: 1}}\n")
+    sekisho = launch(f"  - {{name: mini, path: {small_model}, context: 512, slots: 4, threads: 1}}\n", agent=True)
     sekisho.up()
     agent_of(sekisho)
     sekisho.json("policy", "set", "quality.max_delta_ppl=0.25")
@@ -104,7 +104,7 @@ def test_an_agent_that_is_killed_comes_back_with_its_policy(launch: Launch, smal
 
 def test_quality_is_measured_at_a_running_server(launch: Launch) -> None:
     """The command says perplexity under the policy and at 16 bits, with an interval; so do the metrics then."""
-    sekisho = launch("  - {name: mini, path: builtin}\n")
+    sekisho = launch("  - {name: mini, path: builtin}\n", agent=True)
     sekisho.up()
     url, _ = agent_of(sekisho)
     assert eventually(lambda: httpx.get(f"{url}/v1/health").json()["status"] == "healthy")
@@ -118,8 +118,6 @@ def test_quality_is_measured_at_a_running_server(launch: Launch) -> None:
 def test_the_server_runs_without_an_agent(launch: Launch) -> None:
     """`control: {enabled: false}`: no process, and the commands say that none runs."""
     sekisho = launch()
-    with sekisho.home.settings_file.open("a") as file:
-        file.write("control:\n  enabled: false\n")
     sekisho.up()
     assert "agent" not in [child.name for child in sekisho.children()]
     done = sekisho.run("policy", "show")

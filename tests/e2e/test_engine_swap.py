@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(not builtin.path().is_file(), reason="the built-in model is not there: run `make mini`"),
 ]
 LONG = 250  # words: 1000 tokens, more seconds than a worker needs to start
-NO_AGENT = "control: {enabled: false}\n"  # it would exchange workers, too
 NO_ROOM = {"reserve_bytes": 2**60}
 
 
@@ -178,7 +177,7 @@ def is_alone(sekisho: Sekisho, slots: int) -> None:
 def sekisho(launch: Launch) -> Iterator[Callable[..., Sekisho]]:
     def start(slots: int) -> Sekisho:
         models = f"  - {{name: small, path: builtin, context: 2048, slots: {slots}, threads: 1}}\n"
-        made: Sekisho = launch(models, gateway=NO_AGENT)
+        made: Sekisho = launch(models)
         made.up()
         return made
 
@@ -226,6 +225,7 @@ def test_no_token_of_20_streams_is_lost(sekisho: Callable[..., Sekisho], limits:
     assert report.drained_requests >= 1
 
 
+@pytest.mark.slow
 def test_without_room_turns_wait_and_none_fails(sekisho: Callable[..., Sekisho]) -> None:
     """The old worker is gone before the new one starts; who asked meanwhile waited and was answered. And back again."""
     server = sekisho(4)
@@ -236,6 +236,7 @@ def test_without_room_turns_wait_and_none_fails(sekisho: Callable[..., Sekisho])
     is_alone(server, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, NO_ROOM], ids=["side by side", "one after other"])
 def test_a_worker_that_cannot_start_disturbs_nobody(sekisho: Callable[..., Sekisho], limits: dict[str, Any]) -> None:
     """A file that is no GGUF is refused before anything is touched; a chat template that is not there ends the new
@@ -266,6 +267,7 @@ def kill_gateway(sekisho: Sekisho) -> None:
     assert eventually(lambda: sekisho.child("gateway").pid not in (pid, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["starting", "draining"])
 def test_kill_9_of_the_gateway_does_not_stop_an_exchange(sekisho: Callable[..., Sekisho], step: str) -> None:
     """Its streams break as they must; the gateway that comes back sends turns where the plan says, the exchange comes

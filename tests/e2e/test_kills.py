@@ -177,7 +177,6 @@ def test_kill_9_of_the_engine_is_told_to_every_client(launch: Launch, small_mode
     assert {child["name"]: child["restarts"] for child in told["children"]} == {
         "gateway": 0,
         "engine-small": 1,
-        "agent": 0,
     }
     rows = eventually(lambda: rows if len(rows := sekisho.usage()) == 21 else None)
     assert {row.status for row in rows} == {"completed", "failed"}

@@ -17,7 +17,7 @@ from e2e_harness import CHAT, FAKE, Launch, Sekisho, chat, eventually, lives
 def test_up_answers_the_curl_line_and_down_ends_everything(launch: Launch, small_model: str) -> None:
     """The printed lines work as they are, through real llama.cpp; a key made meanwhile works at once; `down` leaves
     no process."""
-    sekisho = launch(f"  - {{name: small, path: {small_model}, context: 512, slots: 2, threads: 1}}\n")
+    sekisho = launch(f"  - {{name: small, path: {small_model}, context: 512, slots: 2, threads: 1}}\n", agent=True)
     done = sekisho.run("up", "--detach")
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_double import WorkerDouble
 
+from sekisho.core.clock import ManualClock
 from sekisho.core.errors import Overloaded
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import KEY_ENV
@@ -225,6 +226,30 @@ def test_a_turn_that_lost_its_worker_waits_for_the_end_of_the_hold(
     assert (asking.ended().words("new"), asking.status) == (5, 200)
 
 
+def test_turns_outlast_an_exchange_that_takes_longer_than_they_may_wait(
+    launch: Launch, workers: tuple[WorkerDouble, WorkerDouble], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they wait in the queue or have lost their worker: none is told that there is no room."""
+    monkeypatch.setenv(KEY_ENV, "worker-key")
+    worker = {SMALL.name: Worker(workers[0].url, "/nowhere/engine.log")}
+    live = launch(SMALL, workers=worker, queue_timeout_s=0.05)
+    orders, (old, new) = Orders(live), workers
+    live.in_loop(lambda: setattr(live.gateway.roster, "_restart_wait_s", 5.0))
+    old.close()
+    lost = Asking(live)
+    assert eventually(lambda: orders.traffic()["running"] == 1)
+    orders.hold(60)
+    assert eventually(lambda: orders.traffic()["calls"][old.url] == 0)
+    waiting = Asking(live)
+    assert eventually(lambda: orders.traffic()["waiting"] == 1)
+    time.sleep(0.2)  # longer than a turn may wait
+    orders.move(new)
+    new.speak(10)
+    orders.hold(0)
+    for asking in (lost, waiting):
+        assert (asking.ended().words("new"), asking.status) == (5, 200)
+
+
 def test_a_hold_that_nobody_renews_ends(moving: LiveGateway, workers: tuple[WorkerDouble, WorkerDouble]) -> None:
     """A supervisor that hangs does not keep the turns for ever."""
     orders = Orders(moving)
@@ -347,20 +372,77 @@ async def test_more_slots_wake_who_waits_and_fewer_let_them_end() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_a_hold_outlasts_free_slots_and_says_so() -> None:
-    """A free slot is given to nobody while turns are held; who waits too long is told why."""
-    queue = FairQueue(2, 10, 0.01)
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """The time of the test's loop."""
+    clock = ManualClock()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock.monotonic)
+    return clock
+
+
+async def test_a_held_turn_outlasts_its_time_and_free_slots(clock: ManualClock) -> None:
+    """While turns are held a free slot is given to nobody and nobody's time runs out, neither who came before nor
+    during the hold; then all go on, and so does a call that waited for the end."""
+    queue = FairQueue(2, 10, 60.0)
+    await queue.acquire("a")
+    await queue.acquire("a")
+    before = asyncio.create_task(queue.acquire("a"))
+    await _settle()
+    clock.advance(59.0)
     queue.hold()
-    with pytest.raises(Overloaded, match="exchanged"):
-        await queue.acquire("a")
-    assert not await queue.opened()
-    queue.timeout_s = 60.0
+    during = asyncio.create_task(queue.acquire("b"))
+    opened = asyncio.create_task(queue.opened())
+    queue.release()
+    queue.release()
+    for _ in range(20):  # ten minutes, in which the supervisor renews the hold
+        clock.advance(30.0)
+        queue.hold()
+        await _settle()
+    assert (queue.running, queue.waiting, opened.done()) == (0, 2, False)
+    queue.release_hold()
+    await opened
+    assert [await before, await during] == [0, 0]
+
+
+async def test_the_time_of_a_turn_goes_on_after_the_hold(clock: ManualClock) -> None:
+    """Only the hold does not count: what a turn waited before it and waits after it is `timeout_s` at most."""
+    queue = FairQueue(1, 10, 60.0)
+    await queue.acquire("a")
     task = asyncio.create_task(queue.acquire("a"))
     await _settle()
-    assert (queue.running, queue.waiting) == (0, 1)
+    for waited_s in (20.0, 39.0):
+        clock.advance(waited_s)
+        queue.hold()
+        clock.advance(600.0)
+        await _settle()
+        queue.release_hold()
+        await _settle()
+        assert not task.done()
+    clock.advance(2.0)
+    with pytest.raises(Overloaded, match="within 60 s: the engine is busy"):
+        await task
+    assert (queue.running, queue.waiting) == (1, 0)
+
+
+async def test_a_hold_in_the_moment_of_a_time_out_changes_nothing(clock: ManualClock) -> None:
+    """Who is told already that the wait was too long is told that; the hold itself works as ever."""
+    queue = FairQueue(1, 10, 60.0)
+    await queue.acquire("a")
+    task = asyncio.create_task(queue.acquire("a"))
+    await _settle()
+
+    async def hold() -> None:
+        await asyncio.sleep(0)  # the time-out fires in this round, and is heard of in the next one
+        assert not task.done()
+        queue.hold()
+
+    clock.advance(61.0)
+    await asyncio.create_task(hold())
+    with pytest.raises(Overloaded):
+        await task
     queue.release_hold()
-    assert await task == 0
-    assert await queue.opened()
+    queue.release()
+    assert await queue.acquire("a") == 0
 
 
 @given(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -11,14 +12,15 @@ import msgspec
 
 from sekisho.control import view
 from sekisho.control.api.events import EventBus
-from sekisho.control.base import Actuator, Decision, DeviceState, EngineState, Signals
+from sekisho.control.backoff import Backoff
+from sekisho.control.base import Actuator, ActuatorFailed, Applied, Decision, DeviceState, EngineState, Signals
 from sekisho.control.config import ControlConfig
 from sekisho.control.feed import Feed
 from sekisho.control.history import DECISIONS, METRICS, History
 from sekisho.control.loops import Loop, LoopFigures
 from sekisho.control.policy_book import PolicyBook
 from sekisho.control.policy_changes import PolicyProblem, plain
-from sekisho.control.policy_service import Cause, PolicyChange, PolicyService
+from sekisho.control.policy_service import FAILED, Cause, PolicyChange, PolicyService
 from sekisho.control.presets import preset as preset_named
 from sekisho.control.totals import Totals
 from sekisho.control.window import Window
@@ -27,6 +29,8 @@ from sekisho.core.clock import Clock
 log = logging.getLogger("sekisho.control")
 
 STATE_DEADLINE_S = 5.0
+
+AGAIN_S = (10.0, 600.0)  # between two tries to bring an engine to its policy: the first pause, the longest
 
 Watcher = Callable[[Signals], Awaitable[None]]
 
@@ -57,6 +61,15 @@ class Health(msgspec.Struct, frozen=True):
     engines: dict[str, str]
 
 
+class _Owed:
+    """An engine that came back and is not yet as the policy wants it. `why`: what it answered to the last try."""
+
+    def __init__(self) -> None:
+        self.backoff = Backoff(*AGAIN_S, 2.0, random.Random())
+        self.not_before_s = 0.0
+        self.why: str | None = None
+
+
 class Agent:
     """Started once by `run`, which goes on until it is cancelled. Belongs to one event loop.
 
@@ -83,6 +96,8 @@ class Agent:
         self._engines: dict[str, EngineState] = {}
         self._devices: tuple[DeviceState, ...] = ()
         self._was_ready: set[str] = set()
+        self._owed: dict[str, _Owed] = {}
+        self._drift: dict[str, tuple[Applied, ...]] = {}  # by model, the last that was answered
         self._counted: Counter[tuple[str, str]] = Counter()  # decisions, by loop and outcome
         loops = config.loops
         self._loops = (
@@ -139,6 +154,9 @@ class Agent:
     async def _slow(self) -> None:
         """Keeps a point of history, and does what takes long."""
         await asyncio.to_thread(self.history.append, METRICS, self.metrics(None))
+        for state in tuple(self._engines.values()):
+            if state.state == "ready" and self.policies.book.version:
+                await self._look_for_drift(state.model)
         signals = self.signals()
         for watcher in self.slow_watchers:
             await watcher(signals)
@@ -164,14 +182,39 @@ class Agent:
         )
 
     async def _came_back(self, state: EngineState) -> None:
-        """An engine that was started anew has its own settings; as long as nobody has set a policy, they stay."""
-        ready = state.state == "ready"
-        if ready and state.model not in self._was_ready and self.policies.book.version:
-            cause = Cause("middle", "engine_back", "engine.state", f"the engine of {state.model} is ready again")
-            await self.policies.enforce(state.model, cause)
-        if ready != (state.model in self._was_ready):
+        """An engine that was started anew has its own settings; as long as nobody has set a policy, they stay. What it
+        did not take is tried again, less and less often."""
+        model, ready = state.model, state.state == "ready"
+        if ready != (model in self._was_ready):
             self.bus.publish("engine", self._clock.now(), state)
-        (self._was_ready.add if ready else self._was_ready.discard)(state.model)
+            self._owed.pop(model, None)
+            if ready and self.policies.book.version:
+                self._owed[model] = _Owed()
+        (self._was_ready.add if ready else self._was_ready.discard)(model)
+        owed = self._owed.get(model)
+        if owed is None or self._clock.monotonic() < owed.not_before_s:
+            return
+        owed.not_before_s = self._clock.monotonic() + owed.backoff.next_s()
+        cause = Cause("middle", "engine_back", "engine.state", f"the engine of {model} is ready again")
+        refused = [each for each in await self.policies.enforce(model, cause) if each.field == FAILED]
+        if refused:
+            owed.why = refused[0].reason
+        else:
+            self._owed.pop(model, None)
+
+    async def _look_for_drift(self, model: str) -> None:
+        """An engine that was started anew between two looks was ready at both, and has lost what it took at run time.
+        The same difference is answered once: what an engine cannot be brought to is no news a minute later."""
+        try:
+            async with asyncio.timeout(STATE_DEADLINE_S):
+                drift = await self.policies.differing(model)
+        except (ActuatorFailed, TimeoutError):
+            return  # it does not answer: the middle loop tells that
+        if drift and drift != self._drift.get(model):
+            fields = ", ".join(each.field for each in drift)
+            cause = Cause("slow", "engine_drift", "engine.settings", f"{model} is not as the policy wants it: {fields}")
+            await self.policies.enforce(model, cause)
+        self._drift[model] = drift
 
     # --- what it knows ------------------------------------------------------------------------------------------------
 
@@ -189,6 +232,9 @@ class Agent:
         engines = {model: self._engines[model].state if model in self._engines else "unknown" for model in self._names}
         loops = tuple(loop.figures() for loop in self._loops)
         reasons = [f"{model}: {state}" for model, state in engines.items() if state != "ready"]
+        reasons += [
+            f"{name}: not as the policy wants it, tried again: {o.why}" for name, o in self._owed.items() if o.why
+        ]
         reasons += [f"{loop.name} loop: {loop.last_error}" for loop in loops if loop.last_error]
         reasons += [f"{loop.name} loop: its last run began {loop.late_s:.3g} s late" for loop in loops if loop.behind]
         reasons += self.unsent()
@@ -272,18 +318,19 @@ class Agent:
         return PolicyChange(False, book.version, current, {}, (), "nothing", decision.number)
 
     def change_config(self, changes: Mapping[str, Any]) -> ControlConfig:
-        """Changes of `loops`, `act` and `quality`, until the next start. Raises PolicyProblem."""
-        fixed = set(changes) - {"loops", "act", "quality"}
+        """Changes of `loops` and `act`, until the next start. Raises PolicyProblem."""
+        fixed = set(changes) - {"loops", "act"}
         if fixed:
-            raise PolicyProblem(sorted(fixed)[0], "is set in sekisho.yaml; loops, act and quality can be changed here")
+            raise PolicyProblem(sorted(fixed)[0], "is set in sekisho.yaml; loops and act can be changed here")
         try:
             changed = msgspec.convert(_over(msgspec.to_builtins(self.config), changes), ControlConfig)
         except msgspec.ValidationError as error:
             raise PolicyProblem("config", str(error)) from error
-        for loop, period_s in zip(self._loops, msgspec.structs.astuple(changed.loops), strict=True):
+        periods = msgspec.structs.astuple(changed.loops)
+        for loop, period_s in zip(self._loops, periods, strict=True):
             if not 0.1 <= period_s <= 3600:
                 raise PolicyProblem(f"loops.{loop.name}_s", "must be between 0.1 and 3600")
-        for loop, period_s in zip(self._loops, msgspec.structs.astuple(changed.loops), strict=True):
+        for loop, period_s in zip(self._loops, periods, strict=True):
             loop.period_s = period_s
         self.config = changed
         return changed

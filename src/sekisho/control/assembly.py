@@ -18,12 +18,13 @@ from aiohttp import web
 from sekisho.control import actuators
 from sekisho.control.actuators.base import Swapper
 from sekisho.control.actuators.swapping import WhereIsIt
-from sekisho.control.address import clear_address, token_for, write_address
+from sekisho.control.address import TokenUnusable, clear_address, token_for, write_address
 from sekisho.control.agent import Agent, Parts
 from sekisho.control.api.door import Door
 from sekisho.control.api.events import EventBus
 from sekisho.control.api.routes import application
 from sekisho.control.balancer import Balancer
+from sekisho.control.base import Actuator, ActuatorFailed, Applied, EngineState
 from sekisho.control.capabilities import Capabilities, Prober
 from sekisho.control.config import DEFAULT_PORT, ControlConfig
 from sekisho.control.devices import Devices
@@ -33,9 +34,11 @@ from sekisho.control.history import History
 from sekisho.control.notification import Alert, HttpSender, OutboundNotifier
 from sekisho.control.notification import Target as WebhookTarget
 from sekisho.control.perplexity import texts
+from sekisho.control.perplexity.base import Unmeasured
 from sekisho.control.perplexity.measure import ROUTES, Target
-from sekisho.control.policy_book import PolicyBook
-from sekisho.control.policy_changes import merged
+from sekisho.control.policy import Policy
+from sekisho.control.policy_book import BookInUse, BookUnwritable, PolicyBook
+from sekisho.control.policy_changes import PolicyProblem, merged
 from sekisho.control.policy_service import Cause
 from sekisho.control.quality_schedule import ScheduleSettings
 from sekisho.control.quality_watch import QualitySettings, QualityWatch
@@ -47,6 +50,8 @@ from sekisho.engines.config import ModelConfig
 from sekisho.ops.home import Home
 
 log = logging.getLogger("sekisho.control")
+
+GOODBYE_S = 1.0  # how long answers that never end by themselves (events) keep the agent from ending
 
 
 class EngineAddress(NamedTuple):
@@ -78,12 +83,17 @@ class Place(NamedTuple):
 
 async def serve(place: Place, announce: Callable[[str, str | None], None]) -> None:
     """Runs until it is cancelled. `announce` is told the address, and the token where it was made just now. Raises
-    OSError where the port cannot be had, PolicyProblem and PolicyBookError."""
+    OSError where the port cannot be had or another agent is at work (it may be about to end), PolicyProblem and
+    PolicyBookError for what a person must mend."""
     clock = SystemClock()
-    token, is_new = token_for(place.home.secrets)
+    try:
+        token, is_new = token_for(place.home.secrets)
+    except TokenUnusable as error:
+        raise PolicyProblem("token", str(error)) from error
     async with _Assembled(place, clock) as agent:
         await _follow_environment(agent, place.changes)
-        runner = web.AppRunner(application(agent, Door(token, place.config.cors_origins)), access_log=None)
+        app = application(agent, Door(token, place.config.cors_origins))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=GOODBYE_S)
         await runner.setup()
         try:
             listening = listen(place.config.port)
@@ -102,7 +112,10 @@ async def _follow_environment(agent: Agent, changes: Mapping[str, Any]) -> None:
     current = agent.policies.current()
     if changes and merged(current, changes) != current:
         cause = Cause("api", "environment", "environment", "variables of the environment ask for it")
-        await agent.policies.change(changes, cause, by="environment")
+        try:
+            await agent.policies.change(changes, cause, by="environment")
+        except BookUnwritable as error:
+            log.error("what the environment asks for is not in force: %s", error)
 
 
 def listen(port: int) -> socket.socket:
@@ -140,17 +153,15 @@ class _Assembled:
     async def __aenter__(self) -> Agent:
         place, clock, folder = self._place, self._clock, self._place.folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        hands = {
-            engine.config.name: actuators.create(engine.config, engine.url, engine.key, place.swapper, engine.placed)
-            for engine in place.engines
-        }
+        book = _opened(folder, clock)
+        hands = {engine.config.name: _hand(engine, place.swapper) for engine in place.engines}
         devices = Devices(clock)
         bus, window, feed = EventBus(), Window(place.config.window_s, clock=clock), self._feed()
         if feed is None:
             window.take(Batch(reason="no gateway of Sekisho is in front: requests are not seen"))
         parts = Parts(
             clock,
-            PolicyBook(folder, clock),
+            book,
             History(folder / "history", clock),
             window,
             Totals(clock),
@@ -202,12 +213,10 @@ class _Assembled:
         return OutboundNotifier(senders, self._clock, random.Random())
 
     def _reactions(self, agent: Agent, tell: Callable[[Alert], None]) -> Reactions:
-        act = self._place.config.act
         overlay_file = self._place.folder / "overlay.json"
         overlay = read_overlay(overlay_file)
-        fallbacks = Fallbacks(random.Random(), overlay=overlay, acts="fallback" in act)
-        balancer = Balancer(overlay=overlay) if "balance" in act else None
-        return Reactions(agent.policies, fallbacks, balancer, tell, self._clock, overlay_file)
+        fallbacks, balancer = Fallbacks(random.Random(), overlay=overlay), Balancer(overlay=overlay)
+        return Reactions(agent.policies, fallbacks, balancer, tell, self._clock, overlay_file, lambda: agent.config.act)
 
     def _watch_quality(self, agent: Agent, bus: EventBus, tell: Callable[[Alert], None]) -> QualityWatch:
         chosen = self._place.config.quality
@@ -221,18 +230,70 @@ class _Assembled:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = QualitySettings(
             folder,
-            texts.built_in() if chosen.text is None else texts.own(Path(chosen.text)),
+            self._text(chosen.text, tell),
             schedule,
             chosen.enabled,
-            "quality" in self._place.config.act,
-            chosen.step_back_after,
+            step_back_after=chosen.step_back_after,
         )
         targets = {
             engine.config.name: partial(_target, engine)
             for engine in self._place.engines
             if engine.config.engine in ROUTES and engine.url is not None
         }
-        return QualityWatch(settings, targets, agent.policies, agent.history, bus, tell, self._clock)
+        return QualityWatch(
+            settings,
+            targets,
+            agent.policies,
+            agent.history,
+            bus,
+            tell,
+            self._clock,
+            acts=lambda: "quality" in agent.config.act,
+        )
+
+    def _text(self, path: str | None, tell: Callable[[Alert], None]) -> texts.Text:
+        """The built-in one where a text of one's own is gone: a wrong part does not end the whole."""
+        try:
+            return texts.built_in() if path is None else texts.own(Path(path))
+        except Unmeasured as error:
+            why = f"{error}; the built-in text is measured on instead"
+            tell(Alert("quality.text", "agent", "warning", why, self._clock.now(), {"path": path}))
+            return texts.built_in()
+
+
+class _Unreachable:
+    """In the place of an engine that cannot be talked to at all: it is down, with the reason, and takes nothing."""
+
+    def __init__(self, model: str, engine: str, why: str) -> None:
+        self.model, self.engine, self._why = model, engine, why
+
+    async def state(self) -> EngineState:
+        return EngineState(self.model, self.engine, "down", self._why)
+
+    async def plan(self, policy: Policy) -> tuple[Applied, ...]:
+        raise ActuatorFailed(self._why)
+
+    async def apply(self, policy: Policy) -> tuple[Applied, ...]:
+        raise ActuatorFailed(self._why)
+
+    async def close(self) -> None:
+        return
+
+
+def _hand(engine: EngineAddress, swapper: Swapper | None) -> Actuator:
+    try:
+        return actuators.create(engine.config, engine.url, engine.key, swapper, engine.placed)
+    except (ActuatorFailed, ValueError) as error:
+        log.error("%s", error)
+        return _Unreachable(engine.config.name, engine.config.engine, str(error))
+
+
+def _opened(folder: Path, clock: Clock) -> PolicyBook:
+    """Another agent that has the book may be about to end: no fault that a person must mend."""
+    try:
+        return PolicyBook(folder, clock)
+    except BookInUse as error:
+        raise OSError(f"another control agent is at work: {error}") from error
 
 
 def _target(engine: EngineAddress) -> Target:

@@ -11,7 +11,7 @@ import msgspec
 
 from sekisho.control.base import Signals
 from sekisho.control.fallback_rules import PRECEDENCE, slots_now
-from sekisho.control.overlay import Overlay, in_full, nested
+from sekisho.control.overlay import Overlay, in_full, nested, value_of
 from sekisho.control.policy import Policy
 
 Resource = Literal["gpu", "vram", "cpu", "ram"]
@@ -24,7 +24,9 @@ BITS: Final[Mapping[str, float]] = MappingProxyType(
 )
 """Bits per value of llama.cpp's KV types, scales included."""
 _LADDER_OF_TYPES: Final = ("q8_0", "q4_0")
+_TOLD_AS: Final = {"kv.key_type": "kv_type_k", "kv.value_type": "kv_type_v"}  # in an engine's settings
 _HISTORY: Final = 200
+REFUSED_AGAIN_S: Final = 900.0  # a try may hold turns for a minute
 
 
 class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,11 +91,13 @@ class _Done(msgspec.Struct, frozen=True):
     kind: Kind
     claimant: str
     resource: Resource
+    was: Mapping[str, Any]  # by field, what the policy had
 
 
 class Balancer:
     """One for each policy. Pure but for what it remembers; time is `signals.monotonic_s`. A step must be applied before
-    the next `step`; what is not in the policy by then counts as refused. `layers`: of the model, where known: without,
+    the next `step`; what is not in the policy by then counts as refused, and nothing is tried for a quarter of an hour.
+    `layers`: of the model, where known: without,
     nothing can be offloaded in parts. `kv_types`: those that really run here (None: all)."""
 
     def __init__(
@@ -110,6 +114,8 @@ class Balancer:
         self._types = tuple(kind for kind in _LADDER_OF_TYPES if kv_types is None or kind in kv_types)
         self._done: list[_Done] = []
         self._theirs: set[str] = set()
+        self._confirmed: set[str] = set()
+        self._refused_until_s = float("-inf")
         self._pressed_in_a_row = 0
         self._easy_since_s: float | None = None
         self._last_step_s: float | None = None
@@ -146,9 +152,8 @@ class Balancer:
         """At most one change."""
         now_s = signals.monotonic_s
         self._account(now_s)
-        told = self.overlay.reconcile(policy, now_s)
-        self._theirs |= told.theirs
-        self._done = [done for done in self._done if self.overlay.holds(done.claimant)]
+        self._theirs |= self.overlay.reconcile(policy, now_s).theirs
+        self._look_after_claims(policy, now_s)
         shares = self._usage = usage(signals)
         worst, self._load = load(shares, self._settings)
         self._pressed_in_a_row = self._pressed_in_a_row + 1 if self._load == "pressed" else 0
@@ -160,6 +165,8 @@ class Balancer:
             self._theirs.clear()
         if self._last_step_s is not None and now_s - self._last_step_s < self._settings.settle_s:
             return None
+        if now_s < self._refused_until_s:
+            return None
         if worst is not None and self._load == "pressed" and self._pressed_in_a_row >= self._settings.readings:
             return self._down(worst, signals, policy)
         easy_s = 0.0 if self._easy_since_s is None else now_s - self._easy_since_s
@@ -170,6 +177,29 @@ class Balancer:
         elif easy_s >= self._calm_s:
             self._calm_s, self._last_up = self._settings.calm_s, False  # it held without our help
         return None
+
+    def let_go(self, policy: Policy, monotonic_s: float) -> dict[str, Any]:
+        """Undoes all steps at once, for an owner who wants no balancing now; answers with the changes. `step` begins
+        anew when it is asked again; the time until then is not counted."""
+        mine = {done.claimant for done in self._done}
+        self._done, self._pressed_in_a_row, self._easy_since_s = [], 0, None
+        self._looked_s = None
+        return nested(self.overlay.release(policy, mine.__contains__, monotonic_s))
+
+    def _look_after_claims(self, policy: Policy, now_s: float) -> None:
+        """What became of the steps: one that is claimed no more, was never seen in force and left the policy as it was,
+        was refused; other fields that are claimed no more are a person's. (Whoever shares the overlay may have
+        reconciled it before us.)"""
+        held = {claim.claimant: claim.fields.keys() for claim in self.overlay.state().claims}
+        for done in self._done:
+            untouched = all(value_of(policy, name) == value for name, value in done.was.items())
+            if done.claimant not in held and done.claimant not in self._confirmed and untouched:
+                self._refused_until_s = now_s + REFUSED_AGAIN_S
+            else:
+                self._theirs |= done.was.keys() - held.get(done.claimant, set())
+                self._confirmed.add(done.claimant)
+        self._done = [done for done in self._done if done.claimant in held]
+        self._confirmed &= held.keys()
 
     def _account(self, now_s: float) -> None:
         passed_s = 0.0 if self._looked_s is None else max(0.0, now_s - self._looked_s)
@@ -190,7 +220,9 @@ class Balancer:
                 self.overlay.release(policy, claimant.__eq__, signals.monotonic_s)  # another rule holds the field
                 continue
             self._number += 1
-            self._done.append(_Done(kind, claimant, resource))
+            claim = next(claim for claim in self.overlay.state().claims if claim.claimant == claimant)
+            was = {name: value_of(policy, name) for name in claim.fields}
+            self._done.append(_Done(kind, claimant, resource, was))
             if self._last_up:
                 self._calm_s = min(self._calm_s * 2, self._settings.calm_limit_s)
             limit = getattr(self._settings, resource).high
@@ -245,15 +277,27 @@ class Balancer:
             return {}
         self._skipped.pop("precision", None)
         types = self._types if mode != "quality_optimized" else self._types[:1]
-        now = [self.overlay.value(policy, name) for name in ("kv.key_type", "kv.value_type")]
-        bits = max(BITS[kind] if kind is not None else BITS["f16"] for kind in now)
-        lower = next((kind for kind in types if BITS[kind] < bits), None)
+        unnamed = any(self.overlay.value(policy, name) is None for name in _TOLD_AS)
+        if unnamed and any(engine.state != "ready" for engine in signals.engines):
+            self._skipped["precision"] = "an engine that is not ready does not tell its types"
+            return {}
+        now = {name: self._bits(name, signals, policy) for name in _TOLD_AS}
+        lower = next((kind for kind in types if BITS[kind] < max(now.values())), None)
         if lower is None:
             return {}
-        fields: dict[str, Any] = {"kv.key_type": lower, "kv.value_type": lower}
+        fields: dict[str, Any] = {name: lower for name, bits in now.items() if BITS[lower] < bits}
         if lower == _LADDER_OF_TYPES[-1] and mode != "throughput_optimized":
             fields["kv.mode"] = "throughput_optimized"  # for engines with a tiered cache instead of one type
         return fields
+
+    def _bits(self, name: str, signals: Signals, policy: Policy) -> float:
+        """Bits of keys or of values: by policy, else the fewest of all engines that tell them, so that a common type
+        gives none of them more."""
+        kind = self.overlay.value(policy, name)
+        told: list[Any] = (
+            [kind] if kind is not None else [engine.settings.get(_TOLD_AS[name]) for engine in signals.engines]
+        )
+        return min((BITS[each] for each in told if each in BITS), default=BITS["f16"])
 
 
 _WANTS: Final[Mapping[Kind, Callable[[Balancer, Resource, Signals, Policy], dict[str, Any]]]] = MappingProxyType(

@@ -30,14 +30,15 @@ class QualityLoopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`port` 0 takes any free one; a taken 7031 gives way to a free one, told in `run/agent.json`. `act`: what the
-    agent may do by itself; everything else it only advises. `cors_origins`: web pages of other origins that may call.
-    `webhook_url`: where alerts go; `webhook_key_env` names the variable with the key that signs them."""
+    agent may do by itself once a person has set a policy; quality and fallbacks are else advised, balance is left.
+    `cors_origins`: web pages of other origins that may call. `webhook_url`: where alerts go; `webhook_key_env` names
+    the variable with the key that signs them."""
 
     enabled: bool = True
     port: int = DEFAULT_PORT
     loops: LoopsConfig = LoopsConfig()
     quality: QualityLoopConfig = QualityLoopConfig()
-    act: tuple[Acting, ...] = ("quality", "fallback", "balance")
+    act: tuple[Acting, ...] = ("quality", "fallback")
     window_s: float = 60.0
     cors_origins: tuple[str, ...] = ()
     webhook_url: str | None = None

@@ -1,7 +1,7 @@
 """What each device does now: processor, memory, graphics cards, NPU. What cannot be read is None, with the reason."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,11 +16,15 @@ from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops.gpu_sample import GpuReading, read_gpus
 from sekisho.ops.hardware import RunProbe, run_probe, usable_threads
 
+log = logging.getLogger("sekisho.control")
+
 GPU_EVERY_S: Final = 10.0
 GONE_AFTER: Final = 2  # readings in a row without a card; one may fail while the driver is busy
 GPU_WAIT_S: Final = 0.5  # how long a sample waits for a reading of the cards; slower ones are seen by the next sample
 LEMONADE_DEADLINE_S: Final = 2.0
+COOLER_BY_C: Final = 5.0  # our limit below the one at which a processor stops
 _CPU_SENSORS: Final = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal")
+_MAY_LACK_CRITICAL: Final = ("k10temp", "zenpower")
 
 
 LEMONADE_IDS: Final = ("npu", "lemonade-gpu")
@@ -72,6 +76,7 @@ class Devices:
         self._seen: dict[str, DeviceState] = {}
         self._times: CpuTimes | None = None
         self._cards: GpuRead | None = None
+        self._cards_failed: str | None = None
         self._cards_asked_s: float | None = None
         self._missed: dict[str, int] = {}
         self._cards_task: asyncio.Task[GpuRead] | None = None
@@ -80,7 +85,9 @@ class Devices:
         """All devices now. Never raises."""
         found = [self._cpu(), _memory()]
         await self._look_at_cards()
-        if self._cards is not None:
+        if self._cards_failed is not None:
+            found += [_unknown(self._seen[id], self._cards_failed) for id in self._missed if id in self._seen]
+        elif self._cards is not None:
             found += cards(self._cards)
             found += [self._unseen(id) for id, missed in self._missed.items() if 0 < missed < GONE_AFTER]
         if self._lemonade_url is not None:
@@ -95,8 +102,8 @@ class Devices:
         """May be called twice."""
         if self._cards_task is not None:
             self._cards_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._cards_task
+            await asyncio.wait({self._cards_task})
+            self._take(self._cards_task)
             self._cards_task = None
         if self._session is not None:
             await self._session.close()
@@ -142,10 +149,24 @@ class Devices:
         if self._cards_task is not None:
             await asyncio.wait({self._cards_task}, timeout=GPU_WAIT_S)
             if self._cards_task.done():
-                self._cards, self._cards_task = self._cards_task.result(), None
-                here = {device.id for device in cards(self._cards)}
-                known = here | self._missed.keys()
-                self._missed = {id: 0 if id in here else self._missed.get(id, 0) + 1 for id in known}
+                task, self._cards_task = self._cards_task, None
+                self._take(task)
+
+    def _take(self, task: asyncio.Task[GpuRead]) -> None:
+        """What a reading found. One that failed tells of no card that it is gone."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            reason = f"the cards cannot be read: {type(error).__name__}: {error}"
+            if reason != self._cards_failed:
+                log.warning("%s", reason, exc_info=error)
+            self._cards_failed = reason
+            return
+        self._cards, self._cards_failed = task.result(), None
+        here = {device.id for device in cards(self._cards)}
+        known = here | self._missed.keys()
+        self._missed = {id: 0 if id in here else self._missed.get(id, 0) + 1 for id in known}
 
     def _read_all(self) -> GpuRead:
         reading = self._read_cards(self._run)
@@ -247,7 +268,9 @@ def _memory() -> DeviceState:
 
 
 def _cpu_temperature() -> tuple[float | None, float | None]:
-    """(now, limit) of the warmest sensor of the processor; None where the machine shows none, as most virtual ones."""
+    """(now, limit) of the warmest sensor of the processor; None where the machine shows none, as most virtual ones. The
+    limit is a little below the sensor's critical one. Its `high` is none: laptops tell 70 to 80 degrees there, which
+    they reach in ordinary work."""
     read = getattr(psutil, "sensors_temperatures", None)
     if read is None:
         return None, None
@@ -255,8 +278,11 @@ def _cpu_temperature() -> tuple[float | None, float | None]:
         sensors = read()
     except (OSError, RuntimeError):
         return None, None  # a sensor's file that vanished or cannot be read
-    entries = [entry for name in _CPU_SENSORS for entry in sensors.get(name, ()) if entry.current]
+    entries = [(name, entry) for name in _CPU_SENSORS for entry in sensors.get(name, ()) if entry.current]
     if not entries:
         return None, None
-    warmest = max(entries, key=lambda entry: float(entry.current))
-    return float(warmest.current), float(warmest.high) if warmest.high else None
+    name, warmest = max(entries, key=lambda entry: float(entry[1].current))
+    critical = warmest.critical
+    if name in _MAY_LACK_CRITICAL and critical == warmest.high:
+        critical = None  # psutil puts `high` there where the sensor tells no critical one
+    return float(warmest.current), float(critical) - COOLER_BY_C if critical else None

@@ -8,8 +8,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from sekisho.control.backoff import Backoff
-from sekisho.control.base import Signals
+from sekisho.control.base import Sample, Signals
 from sekisho.control.fallback_rules import (
+    GUESSES,
     PRECEDENCE,
     RULES,
     Finding,
@@ -26,7 +27,8 @@ from sekisho.control.policy import Policy
 
 COUNTED_S: Final = 300.0
 CRITICAL_COUNT: Final = 5
-ADVICE_AGAIN_S: Final = 900.0  # how often what only a person can mend is said again
+ADVICE_AGAIN_S: Final = 900.0  # how often what only a person can mend, or may, is said again
+REFUSED_AGAIN_S: Final = 900.0  # how long what the engines refused is left alone; a try may hold turns for a minute
 FORGOTTEN_S: Final = 900.0  # how long after a subject was seen last what was done about it is undone
 
 
@@ -74,8 +76,8 @@ class _Episode:
 
 class Fallbacks:
     """One for each policy. Time comes from `monotonic_s` alone. The changes of one `observe` must be applied before
-    the next one; what is not in the policy by then counts as refused by the engines and is tried again after its
-    back-off. `acts` False: everything is an advice."""
+    the next one; what is not in the policy by then counts as refused by the engines and is tried again after a quarter
+    of an hour."""
 
     def __init__(
         self,
@@ -90,14 +92,38 @@ class Fallbacks:
         self.overlay = overlay if overlay is not None else Overlay()
         self._acts = acts
         self._episodes: dict[tuple[Reason, str], _Episode] = {}
+        self._answered: dict[str, Sample] = {}
         self._taken: deque[tuple[float, Reason]] = deque()
         self._looked_s: float | None = None
-        self._undo = Backoff(5.0, 300.0, 2.0, chance)
+        self._undo = Backoff(60.0, 900.0, 2.2, chance)
         self._undo_not_before_s = 0.0
+        self._looked_first = False
+
+    @property
+    def acts(self) -> bool:
+        """False: everything is an advice, and what was done before is undone when its trouble is over. May be set at
+        any time."""
+        return self._acts
+
+    @acts.setter
+    def acts(self, acts: bool) -> None:
+        if acts and not self._acts:
+            for episode in self._episodes.values():
+                episode.not_before_s = episode.paused_until_s  # what was advised may be done now
+        self._acts = acts
 
     def busy_until(self, monotonic_s: float) -> None:
-        """The agent waited for its own work until now (a swap, a measurement): that was no silence."""
+        """The agent waited for its own work until now (a swap, a measurement): that was no silence, and no part of a
+        pause or of a recovery."""
+        busy_s = 0.0 if self._looked_s is None else max(0.0, monotonic_s - self._looked_s)
         self._looked_s = monotonic_s
+        self._undo_not_before_s += busy_s
+        for episode in self._episodes.values():
+            episode.not_before_s += busy_s
+            episode.paused_until_s += busy_s
+            episode.seen_s += busy_s
+            if episode.clear_since_s is not None:
+                episode.clear_since_s += busy_s
 
     @property
     def active(self) -> tuple[tuple[Reason, str], ...]:
@@ -114,12 +140,13 @@ class Fallbacks:
             self._start_counting_again()
         self._reconcile(policy, monotonic_s)
         actions = []
-        for finding in findings(signals, policy, quality, silent_s, self._limits):
+        for finding in findings(signals, policy, quality, silent_s, self._limits, self._answered):
             episode = self._episode(finding.reason, finding.subject)
             self._count(episode, finding, monotonic_s)
             action = self._answer(episode, finding, signals, policy, monotonic_s)
             if action is not None:
                 actions.append(action)
+                self._remember_time_outs(action, signals)
         actions += self._forgotten(policy, monotonic_s)
         actions += self._left_over(policy, monotonic_s)
         return tuple(actions)
@@ -131,6 +158,13 @@ class Fallbacks:
             backoff = Backoff(rule.initial_s, rule.limit_s, rule.factor, self._chance)
             self._episodes[key] = _Episode(reason, subject, backoff)
         return self._episodes[key]
+
+    def _remember_time_outs(self, action: Action, signals: Signals) -> None:
+        """Those that an answer was given to are not counted again."""
+        if action.reason == "timeout" and not action.recovered:
+            last = next((each for each in reversed(signals.samples) if each.model == action.subject), None)
+            if last is not None:
+                self._answered[action.subject] = last
 
     def _start_counting_again(self) -> None:
         """Readings from before a silence and after it are not «in a row»."""
@@ -146,7 +180,10 @@ class Fallbacks:
             refused = [
                 int(one.removeprefix(episode.claimant)) for one in told.refused if one.startswith(episode.claimant)
             ]
-            episode.level = min([episode.level, *refused])
+            if refused:
+                episode.level = min([episode.level, *refused])
+                episode.paused_until_s = max(episode.paused_until_s, monotonic_s + REFUSED_AGAIN_S)
+                episode.not_before_s = max(episode.not_before_s, episode.paused_until_s)
 
     def _count(self, episode: _Episode, finding: Finding, monotonic_s: float) -> None:
         episode.seen_s = monotonic_s
@@ -180,7 +217,7 @@ class Fallbacks:
         rung, changes = self._climb(episode, policy, monotonic_s)
         episode.paused_until_s = monotonic_s + max(episode.backoff.next_s(), rule.settle_s)
         episode.not_before_s = episode.paused_until_s
-        if not changes:
+        if not changes or not self._acts:
             episode.not_before_s = max(episode.paused_until_s, monotonic_s + ADVICE_AGAIN_S)
         episode.bad = 0
         severity, notify = self._weigh(episode.reason, rule, monotonic_s)
@@ -259,20 +296,39 @@ class Fallbacks:
         for key, episode in list(self._episodes.items()):
             if monotonic_s - episode.seen_s < FORGOTTEN_S or monotonic_s < episode.not_before_s:
                 continue
+            if self._is_silent_by_us(episode):
+                continue
             if episode.rungs is not None:
                 actions.append(self._recover(episode, None, policy, monotonic_s))
             else:
                 del self._episodes[key]
         return actions
 
+    def _is_silent_by_us(self, episode: _Episode) -> bool:
+        """Speculation that we ended tells no rate any more: begun again it would only be ended again."""
+        rungs = range(len(episode.rungs or ()))
+        return episode.subject.startswith(GUESSES) and any(
+            self.overlay.holds(f"{episode.claimant}{level}") for level in rungs
+        )
+
+    def _has_leftovers(self) -> bool:
+        state = self.overlay.state()
+        claimed = {field for claim in state.claims for field in claim.fields}
+        ours = {field for field, held in state.held.items() if not held.pending and held.put != held.found}
+        return bool(ours - claimed)
+
     def _left_over(self, policy: Policy, monotonic_s: float) -> list[Action]:
-        """What is still to be undone: the engines refused to, or the agent was restarted."""
+        """What is still to be undone: at once what an agent before this one left, later what the engines refused to
+        undo."""
+        first, self._looked_first = not self._looked_first, True
+        if not self._has_leftovers():
+            self._undo.reset()
+            return []
+        if not first and not self._undo.attempts:
+            self._undo_not_before_s = monotonic_s + self._undo.next_s()
         if monotonic_s < self._undo_not_before_s:
             return []
         changes = self.overlay.leftovers(policy, monotonic_s)
-        if not changes:
-            self._undo.reset()
-            return []
         self._undo_not_before_s = monotonic_s + self._undo.next_s()
         return [
             Action(

@@ -28,6 +28,7 @@ PRECEDENCE: Final[tuple[Reason, ...]] = (
 )
 """Where two reasons want the same field at the same time, the earlier one has it: first that there is an engine, then
 that it keeps running, then how fast and how well it answers. The balancer comes after all of them."""
+GUESSES: Final = "accept_rate:"  # begins the subject of findings about speculation; the model follows
 TIMEOUT_CODES: Final = frozenset({"engine_timeout"})
 DEVICE_ORDER: Final = ("npu", "dml", "cpu")
 WINDOW: Final = (16, 512)
@@ -49,6 +50,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_share: float = 0.2
     timeout_low: float = 0.05
     timeouts_at_least: int = 3
+    drafted_at_least: int = 1_000
     quality_calm: float = 0.8
     silent_s: float = 120.0
 
@@ -100,7 +102,17 @@ class Rule(msgspec.Struct, frozen=True):
 
 RULES: Final[Mapping[Reason, Rule]] = MappingProxyType(
     {
-        "engine_down": Rule(2, 30, 60, 5, 300, 2.0, 1, "read the engine's log; the supervisor restarts it", True),
+        "engine_down": Rule(
+            2,
+            30,
+            60,
+            5,
+            300,
+            2.0,
+            1,
+            "read the engine's log; one that ended is started again, one that hangs must be ended by hand",
+            True,
+        ),
         "device_missing": Rule(2, 300, 60, 5, 300, 2.0, 2, "check the device's driver and its power"),
         "memory": Rule(2, 60, 30, 1, 60, 1.8, 4, "give the machine more memory, or run a smaller model"),
         "device_hot": Rule(3, 60, 30, 5, 300, 2.0, 2, "check fans, dust and the power limit"),
@@ -113,17 +125,23 @@ RULES: Final[Mapping[Reason, Rule]] = MappingProxyType(
 
 
 def findings(
-    signals: Signals, policy: Policy, quality: QualityReading | None, silent_s: float | None, limits: Limits
+    signals: Signals,
+    policy: Policy,
+    quality: QualityReading | None,
+    silent_s: float | None,
+    limits: Limits,
+    answered: Mapping[str, Sample] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
-    """What all predicates see, in the order of precedence. `silent_s`: since the agent looked last."""
+    """What all predicates see, in the order of precedence. `silent_s`: since the agent looked last. `answered`: by
+    model, the last request that ended before its time-outs were answered last."""
     seen = [
         *engine_down(signals),
         *device_missing(signals),
         *memory(signals, limits),
         *device_hot(signals, limits),
-        *timeout(signals, limits),
+        *timeout(signals, limits, answered),
         *poor_quality(quality, policy, limits),
-        *poor_guesses(signals, policy),
+        *poor_guesses(signals, policy, limits),
         *agent_silent(silent_s, limits),
     ]
     return tuple(sorted(seen, key=lambda finding: PRECEDENCE.index(finding.reason)))
@@ -176,20 +194,23 @@ def memory(signals: Signals, limits: Limits) -> Iterator[Finding]:
         yield Finding("memory", subject, signal, share, high, share >= high, share < low)
 
 
-def timeout(signals: Signals, limits: Limits) -> Iterator[Finding]:
-    """Of the requests in the window that were not cancelled, those that ran into a time-out, by model."""
-    by_model: dict[str, list[Sample]] = {}
-    for engine in signals.engines:
-        by_model[engine.model] = []
+def timeout(
+    signals: Signals, limits: Limits, answered: Mapping[str, Sample] = MappingProxyType({})
+) -> Iterator[Finding]:
+    """Of the requests in the window that were not cancelled, those that ran into a time-out, by model. Those that ended
+    before the last answer say nothing about it: as long as the window has only them, it is neither bad nor clear."""
+    by_model: dict[str, list[Sample]] = {engine.model: [] for engine in signals.engines}
     for sample in signals.samples:
-        if sample.status != "cancelled":
-            by_model.setdefault(sample.model, []).append(sample)
+        by_model.setdefault(sample.model, []).append(sample)
     for model, samples in by_model.items():
-        late = sum(sample.status in TIMEOUT_CODES for sample in samples)
-        share = late / len(samples) if samples else 0.0
+        last = answered.get(model)
+        old = next((place for place in range(len(samples), 0, -1) if samples[place - 1] == last), 0)
+        ended = [sample.status for sample in samples[old:] if sample.status != "cancelled"]
+        late = sum(status in TIMEOUT_CODES for status in ended)
+        share = late / len(ended) if ended else 0.0
         bad = late >= limits.timeouts_at_least and share >= limits.timeout_share
-        limit = limits.timeout_share
-        yield Finding("timeout", model, "samples.timeout_share", share, limit, bad, share < limits.timeout_low)
+        clear = share < limits.timeout_low and (bool(ended) or not old)
+        yield Finding("timeout", model, "samples.timeout_share", share, limits.timeout_share, bad, clear)
 
 
 def poor_quality(quality: QualityReading | None, policy: Policy, limits: Limits) -> Iterator[Finding]:
@@ -200,19 +221,21 @@ def poor_quality(quality: QualityReading | None, policy: Policy, limits: Limits)
         yield Finding("quality", "delta_ppl", "quality.delta_ppl", value, limit, bad, clear, number=quality.number)
 
 
-def poor_guesses(signals: Signals, policy: Policy) -> Iterator[Finding]:
-    """Speculation whose guesses are kept too rarely costs more than it saves."""
-    rates = [engine.accept_rate for engine in signals.engines if engine.accept_rate is not None]
-    if rates:
-        value, limit = min(rates), policy.quality.min_accept_rate
-        yield Finding("quality", "accept_rate", "engine.accept_rate", value, limit, value < limit, value >= limit)
+def poor_guesses(signals: Signals, policy: Policy, limits: Limits) -> Iterator[Finding]:
+    """Speculation whose guesses are kept too rarely costs more than it saves. Few guesses say nothing yet."""
+    for engine in signals.engines:
+        value, limit = engine.accept_rate, policy.quality.min_accept_rate
+        if value is not None and (engine.settings.get("drafted_tokens") or 0) >= limits.drafted_at_least:
+            subject = f"{GUESSES}{engine.model}"
+            yield Finding("quality", subject, "engine.accept_rate", value, limit, value < limit, value >= limit)
 
 
 def agent_silent(silent_s: float | None, limits: Limits) -> Iterator[Finding]:
     """The agent itself did not look for too long: asleep, stopped or stuck."""
     if silent_s is not None:
         bad = silent_s > limits.silent_s
-        yield Finding("agent_silent", "agent", "agent.silent_s", silent_s, limits.silent_s, bad, not bad)
+        why = "nobody watched what the policy did meanwhile" if bad else ""
+        yield Finding("agent_silent", "agent", "agent.silent_s", silent_s, limits.silent_s, bad, not bad, why)
 
 
 def ladder(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
@@ -220,7 +243,7 @@ def ladder(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -
     return _LADDERS[finding.reason](finding, policy, signals, limits)
 
 
-def _engine_down(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
+def _nothing(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
     return ()
 
 
@@ -261,7 +284,7 @@ def _timeout(finding: Finding, policy: Policy, signals: Signals, limits: Limits)
 
 def _quality(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
     """INT4 to INT8 to 16 bits."""
-    if finding.subject == "accept_rate":
+    if finding.subject.startswith(GUESSES):
         return (Rung("stop guessing", {"engine.speculation": "off"}),)
     better: dict[str, Any] = {"kv.mode": "quality_optimized"}
     for name in ("kv.key_type", "kv.value_type"):
@@ -272,20 +295,15 @@ def _quality(finding: Finding, policy: Policy, signals: Signals, limits: Limits)
     return (Rung("less in four bits", careful), Rung("eight bits", better), Rung("sixteen bits", whole))
 
 
-def _agent_silent(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
-    """Baseline until the agent has looked for a while: nobody watched what the policy did to quality."""
-    return (Rung("baseline", {"kv.mode": "disabled"}),)
-
-
 _LADDERS: Final[Mapping[Reason, Callable[[Finding, Policy, Signals, Limits], tuple[Rung, ...]]]] = MappingProxyType(
     {
-        "engine_down": _engine_down,
+        "engine_down": _nothing,
         "device_missing": _device_missing,
         "memory": _memory,
         "device_hot": _device_hot,
         "timeout": _timeout,
         "quality": _quality,
-        "agent_silent": _agent_silent,
+        "agent_silent": _nothing,
     }
 )
 

@@ -21,8 +21,9 @@ LoopName = Literal["fast", "middle", "slow"]
 
 class LoopFigures(msgspec.Struct, frozen=True):
     """`cpu_share`: processor time of this loop's runs over the time since it began, as a share of one core; other work
-    of the process that falls into a run is counted too, so that it is an upper bound. `late_s`: by how much the last
-    run began later than a period after the one before it was due."""
+    of the process that falls into a run is counted too, so that it is an upper bound. `last_error`: of the last run,
+    None where it went well. `late_s`: by how much the last run began later than a period after the one before it was
+    due."""
 
     name: LoopName
     period_s: float
@@ -62,6 +63,7 @@ class Loop:
         self._runs = self._missed = self._failed = 0
         self._spent_s = 0.0
         self._last_error: str | None = None
+        self._logged: str | None = None
         self._late_s = 0.0
 
     def figures(self) -> LoopFigures:
@@ -97,9 +99,11 @@ class Loop:
         except Exception as error:
             self._failed += 1
             told = f"{type(error).__name__}: {error}"
-            if told != self._last_error:
+            if told != self._logged:
                 log.exception("the %s loop failed", self.name)
-            self._last_error = told
+            self._last_error = self._logged = told
+        else:
+            self._last_error = None
         finally:
             self._runs += 1
             self._spent_s += self._cpu_s() - began_s

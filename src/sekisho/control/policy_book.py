@@ -21,13 +21,19 @@ from typing import Any, Final
 import msgspec
 
 from sekisho.control.policy import Policy
-from sekisho.control.policy_changes import PolicyProblem, completed, normalised, overlaid, plain
+from sekisho.control.policy_changes import PolicyProblem, completed, dotted, normalised, overlaid, plain
 from sekisho.core.clock import Clock
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.core.file_lock import try_lock
 
 FILE_NAME: Final = "policy.jsonl"
+AGENT: Final = "agent"
 log = logging.getLogger("sekisho.control")
+
+
+def is_by_agent(by: str) -> bool:
+    """Whether the agent did it by itself. Everybody else is a person, or does what one asked for."""
+    return by.startswith(AGENT)
 
 
 class PolicyBookError(Exception):
@@ -48,7 +54,8 @@ class BookUnwritable(PolicyBookError):
 
 class Version(msgspec.Struct, frozen=True):
     """`changes` as they were given; `policy`: the whole one after them, of `model`, or where that is None the one all
-    models start from. `back_to`: it restored what held after that version. Number 0 is the default, before any."""
+    models start from. `back_to`: it restored what held after that version, with `model` for that one alone. Number 0 is
+    the default, before any."""
 
     number: int
     at: float
@@ -104,6 +111,7 @@ class PolicyBook:
         self._states: dict[int, _State] = {0: _State(Policy())}
         self._problems: list[UnusableVersion] = []
         self._version = self._last = 0
+        self._set_by_person = False
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor: int | None = os.open(self._path, flags, 0o600)
@@ -120,6 +128,11 @@ class PolicyBook:
     def version(self) -> int:
         """The number of the version in force; 0 as long as nobody has changed anything."""
         return self._version
+
+    @property
+    def set_by_person(self) -> bool:
+        """Whether anybody but the agent itself has ever changed anything."""
+        return self._set_by_person
 
     @property
     def problems(self) -> tuple[UnusableVersion, ...]:
@@ -139,17 +152,51 @@ class PolicyBook:
         """All that this release can read, the oldest first, without the default."""
         return [each for number, each in self._versions.items() if number]
 
+    def before(self) -> int:
+        """Where one step back leads: the newest version that held something else. What the agent took back because the
+        engines did not take it is none. Raises PolicyProblem where there is nothing before."""
+        failed: set[int] = set()
+        for version in self._versions.values():
+            if version.back_to is not None and is_by_agent(version.by):
+                failed.update(range(version.back_to + 1, version.number))
+        now = self._states[self._version]
+        for number in sorted(self._states, reverse=True):
+            if number < self._version and number not in failed and self._states[number] != now:
+                return number
+        raise PolicyProblem("version", "nothing was in force before this version")
+
     def change(self, changes: Mapping[str, Any], *, by: str, why: str, model: str | None = None) -> Version:
         """A change of the common policy, or of one model's own. What changes nothing makes no version: the one in force
-        is returned. Refused as a whole where a model's own changes contradict it."""
-        named = normalised(changes)
+        is returned. Refused as a whole where a model's own changes contradict it. A person's common change reaches all
+        models: what the agent had set for single ones in the sections it names is dropped."""
         with self._turn:
-            before = self._states[self._version]
-            if model is None:
-                after = _State(completed(overlaid(plain(before.common), named)), before.own)
-            else:
-                after = _State(before.common, before.own | {model: overlaid(before.own.get(model, {}), named)})
+            after = self._after(changes, by, model)
             return self._put(after, by=by, why=why, model=model, changes=_as_dicts(changes))
+
+    def preview(self, changes: Mapping[str, Any], *, by: str, model: str | None, of: str) -> Policy:
+        """What the policy of the model `of` would be after such a `change`."""
+        return self._after(changes, by, model).of(of)
+
+    def _after(self, changes: Mapping[str, Any], by: str, model: str | None) -> "_State":
+        named = normalised(changes)
+        before = self._states[self._version]
+        if model is not None:
+            return _State(before.common, before.own | {model: overlaid(before.own.get(model, {}), named)})
+        own = dict(before.own)
+        for name, fields in before.own.items() if not is_by_agent(by) else ():
+            dropped = {field for field in self._by_agent(name, fields) if field.split(".")[0] in named}
+            own[name] = _without(fields, dropped)
+            if dropped and not own[name]:
+                del own[name]
+        return _State(completed(overlaid(plain(before.common), named)), own)
+
+    def _by_agent(self, model: str, own: Mapping[str, Any]) -> set[str]:
+        """The dotted fields of a model's own changes that the agent set last."""
+        last: dict[str, tuple[Any, bool]] = {}
+        for version in self._versions.values():
+            if version.model == model and version.back_to is None:
+                last |= {field: (value, is_by_agent(version.by)) for field, value in _fields(version).items()}
+        return {field for field, value in dotted(own).items() if last.get(field) == (value, True)}
 
     def follow(self, model: str, *, by: str, why: str) -> Version:
         """Drops a model's own changes: it follows the common policy again."""
@@ -158,16 +205,20 @@ class PolicyBook:
             rest = {name: changes for name, changes in before.own.items() if name != model}
             return self._put(_State(before.common, rest), by=by, why=why, model=model, changes={})
 
-    def roll_back(self, to: int, by: str, why: str | None = None) -> Version:
-        """A new version with all that held after an earlier one, models' own changes included. 0 is the default. Raises
-        PolicyProblem for a version that there is not, or that cannot be put in force."""
+    def roll_back(self, to: int, by: str, why: str | None = None, model: str | None = None) -> Version:
+        """A new version with all that held after an earlier one, models' own changes included; with `model` that one's
+        own changes alone. 0 is the default. Raises PolicyProblem for a version that there is not, or that cannot be put
+        in force."""
         with self._turn:
             if to not in self._states:
                 newest = ", ".join(map(str, list(self._states)[-20:]))
                 raise PolicyProblem("version", f"must be one that can be put in force (last: {newest}), not {to}")
-            return self._put(
-                self._states[to], by=by, why=why or f"back to version {to}", model=None, changes={}, back_to=to
-            )
+            state = self._states[to]
+            if model is not None:
+                now = self._states[self._version]
+                rest = {name: fields for name, fields in now.own.items() if name != model}
+                state = _State(now.common, rest | ({model: state.own[model]} if model in state.own else {}))
+            return self._put(state, by=by, why=why or f"back to version {to}", model=model, changes={}, back_to=to)
 
     def close(self) -> None:
         """Frees the book for another writer. May be called twice."""
@@ -234,6 +285,7 @@ class PolicyBook:
         )
         self._versions[line.number], self._states[line.number] = version, state
         self._version = self._last = line.number
+        self._set_by_person = self._set_by_person or not is_by_agent(line.by)
         return version
 
     def _read(self) -> int:
@@ -249,6 +301,7 @@ class PolicyBook:
                 self._keep(line, _state(line))
             except PolicyProblem as problem:
                 self._last = line.number
+                self._set_by_person = self._set_by_person or not is_by_agent(line.by)
                 self._problems.append(UnusableVersion(line.number, number, problem.field, problem.message))
                 log.warning("%s, line %d: version %d is not put in force: %s", self._path, number, line.number, problem)
         return end
@@ -290,6 +343,29 @@ def _check_models(state: _State) -> None:
             state.of(model)
         except PolicyProblem as problem:
             raise PolicyProblem(problem.field, f"{problem.message} (with what {model!r} has of its own)") from None
+
+
+def _fields(version: Version) -> dict[str, Any]:
+    """What it changed, by dotted name; nothing where this release no longer knows it."""
+    try:
+        return dotted(normalised(version.changes))
+    except PolicyProblem:
+        return {}
+
+
+def _without(own: dict[str, Any], dropped: set[str]) -> dict[str, Any]:
+    """Normalised changes less the dropped fields."""
+    if not dropped:
+        return own
+    kept: dict[str, Any] = {}
+    for field, value in dotted(own).items():
+        *path, name = field.split(".")
+        if field not in dropped:
+            section = kept
+            for each in path:
+                section = section.setdefault(each, {})
+            section[name] = value
+    return kept
 
 
 def _as_dicts(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 record what they said."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final, Literal
 
 import msgspec
 
 from sekisho.control.base import Actuator, ActuatorFailed, Applied, Decision, outcome
 from sekisho.control.policy import Policy
-from sekisho.control.policy_book import PolicyBook
+from sekisho.control.policy_book import AGENT, BookUnwritable, PolicyBook
 from sekisho.control.policy_changes import PolicyProblem, difference, merged, plain
 from sekisho.core.clock import Clock
 
@@ -18,6 +19,7 @@ log = logging.getLogger("sekisho.control")
 
 LoopName = Literal["fast", "middle", "slow", "api", "tuner"]
 FAILED = "engine"  # the field of an `Applied` that stands for an engine that took nothing
+UNSETTLED_S: Final = 60.0  # how long after an exchange of engines, or a measurement, memory says nothing
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -59,56 +61,74 @@ class PolicyService:
         self._clock = clock
         self._next_number = next_number
         self._decided = decided
-        self._turn = asyncio.Lock()
+        self._turns = {model: asyncio.Lock() for model in actuators}
+        self._under_way = 0
+        self._unsettled_until_s = clock.monotonic()
 
     def current(self, model: str | None = None) -> Policy:
         """The policy in force, of one model or that of all. Raises PolicyProblem for a model that there is not."""
         self._check_model(model)
         return self.book.current(model)
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether memory is taken for a while only: engines are exchanged, or something is measured, or was just."""
+        return self._under_way > 0 or self._clock.monotonic() < self._unsettled_until_s
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Around what takes memory beside the engines."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._unsettled_until_s = self._clock.monotonic() + UNSETTLED_S
+
     async def change(
         self, changes: Mapping[str, Any], cause: Cause, *, by: str, model: str | None = None, dry_run: bool = False
     ) -> PolicyChange:
-        """Raises PolicyProblem, and with `dry_run` ActuatorFailed. Changes come one after the other. Where no engine
-        at all took it, the version before is in force again and the outcome is `failed`."""
-        async with self._turn:
+        """Raises PolicyProblem, BookUnwritable, and with `dry_run` ActuatorFailed. Changes of the same engine come one
+        after the other; a dry run waits for none. Where no engine at all took it, the version before is in force again
+        and the outcome is `failed`."""
+        if dry_run:
             before = self.current(model)
             after = merged(before, changes)
+            planned = await self._plan(model, changes, by)
             changed = difference(before, after)
-            if dry_run:
-                planned = await self._plan(model, changes)
-                return PolicyChange(True, self.book.version, plain(after), changed, planned, _would(planned))
-            was = self.book.version
+            return PolicyChange(True, self.book.version, plain(after), changed, planned, _would(planned))
+        self._check_model(model)
+        async with self._turn(model):
+            before, was = self.current(model), self.book.version
             version = self.book.change(changes, by=by, why=cause.why, model=model)
-            applied = await self._apply(model)
-            word = outcome(applied)
-            if word == "failed" and any(each.field == FAILED for each in applied):
-                self.book.roll_back(was, by="agent")
-                after = self.current(model)
-            decision = self._decide(cause, model, f"policy {version.number}", applied, word)
-            return PolicyChange(False, self.book.version, plain(after), changed, applied, word, decision.number)
+            return await self._carry_out(cause, model, f"policy {version.number}", before, was, version.number)
 
-    async def roll_back(self, to: int, cause: Cause, *, by: str) -> PolicyChange:
-        """Back to an earlier version, as a new one. Raises PolicyProblem for one that there is not."""
-        async with self._turn:
-            before = self.current()
+    async def roll_back(self, to: int | None, cause: Cause, *, by: str) -> PolicyChange:
+        """Back to an earlier version, as a new one; None: one step back. Where no engine at all took it, as `change`.
+        Raises PolicyProblem for a version that there is not, and BookUnwritable."""
+        async with self._turn(None):
+            before, was = self.current(), self.book.version
+            to = self.book.before() if to is None else to
             version = self.book.roll_back(to, by=by)
-            after = self.current()
-            applied = await self._apply(None)
-            decision = self._decide(cause, None, f"policy {version.number} (as {to})", applied, outcome(applied))
-            changed = difference(before, after)
-            return PolicyChange(
-                False, self.book.version, plain(after), changed, applied, decision.outcome, decision.number
-            )
+            action = f"policy {version.number} (as {to})"
+            return await self._carry_out(cause, None, action, before, was, version.number)
 
     async def enforce(self, model: str, cause: Cause) -> tuple[Applied, ...]:
         """Brings one engine to the policy in force, after it came back. A decision only where there was something to
         do."""
-        async with self._turn:
+        async with self._turn(model):
             applied = await self._apply(model)
             if outcome(applied) != "nothing":
                 self._decide(cause, model, f"policy {self.book.version} again", applied, outcome(applied))
             return applied
+
+    async def differing(self, model: str) -> tuple[Applied, ...]:
+        """Where an engine that takes changes while it runs is not as the policy wants it; nothing while a change is
+        under way. Raises ActuatorFailed."""
+        if self._turns[model].locked():
+            return ()
+        planned = await self._plan(model, {}, "")
+        return tuple(each for each in planned if each.effect == "now" and each.was != each.value)
 
     def advise(self, cause: Cause, action: str, model: str | None = None) -> Decision:
         """A decision that a person must carry out."""
@@ -126,22 +146,63 @@ class PolicyService:
     def _of(self, model: str | None) -> list[Actuator]:
         return [each for name, each in self._actuators.items() if model is None or name == model]
 
-    async def _plan(self, model: str | None, changes: Mapping[str, Any]) -> tuple[Applied, ...]:
+    @contextlib.asynccontextmanager
+    async def _turn(self, model: str | None) -> AsyncIterator[None]:
+        """One change at a time for each engine; one of all engines waits for all, always in the same order."""
+        async with contextlib.AsyncExitStack() as stack:
+            for name, turn in self._turns.items():
+                if model is None or name == model:
+                    await stack.enter_async_context(turn)
+            yield
+
+    async def _plan(self, model: str | None, changes: Mapping[str, Any], by: str) -> tuple[Applied, ...]:
         planned: list[Applied] = []
         for actuator in self._of(model):
-            planned += await actuator.plan(merged(self.book.current(actuator.model), changes))
+            planned += await actuator.plan(self.book.preview(changes, by=by, model=model, of=actuator.model))
         return tuple(planned)
+
+    async def _carry_out(
+        self, cause: Cause, model: str | None, action: str, before: Policy, was: int, made: int
+    ) -> PolicyChange:
+        """Brings the version `made` to its engines, and takes it back where none took it. `was`: the version before."""
+        changed = difference(before, self.current(model))
+        applied = await self._apply(model)
+        word = outcome(applied)
+        if word == "failed" and made != was and any(each.field == FAILED for each in applied):
+            cause = self._take_back(cause, was, model)
+        decision = self._decide(cause, model, action, applied, word)
+        after = plain(self.current(model))
+        return PolicyChange(False, self.book.version, after, changed, applied, word, decision.number)
+
+    def _take_back(self, cause: Cause, was: int, model: str | None) -> Cause:
+        """The cause, with what a person must know where the disk does not let us."""
+        try:
+            self.book.roll_back(was, by=AGENT, model=model)
+        except BookUnwritable as error:
+            log.error("a policy that no engine took stays in force: %s", error)
+            why = f"{cause.why}; no engine took it, and what was before could not be put in force again: {error}"
+            return msgspec.structs.replace(cause, why=why)
+        return cause
 
     async def _apply(self, model: str | None) -> tuple[Applied, ...]:
         """What every engine said. One after the other: two swaps at once need twice the memory."""
         said: list[Applied] = []
-        for actuator in self._of(model):
-            try:
-                said += await actuator.apply(self.book.current(actuator.model))
-            except ActuatorFailed as error:
-                log.warning("%s: %s", actuator.model, error)
-                said.append(Applied(actuator.model, FAILED, "unsupported", False, reason=str(error)))
+        self._under_way += 1
+        try:
+            for actuator in self._of(model):
+                said += await self._ask(actuator)
+        finally:
+            self._under_way -= 1
+        if any(each.effect == "swap" or each.field == FAILED for each in said):
+            self._unsettled_until_s = self._clock.monotonic() + UNSETTLED_S
         return tuple(said)
+
+    async def _ask(self, actuator: Actuator) -> tuple[Applied, ...]:
+        try:
+            return await actuator.apply(self.book.current(actuator.model))
+        except ActuatorFailed as error:
+            log.warning("%s: %s", actuator.model, error)
+            return (Applied(actuator.model, FAILED, "unsupported", False, reason=str(error)),)
 
     def _decide(
         self,

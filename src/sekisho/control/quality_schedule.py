@@ -5,6 +5,7 @@ All times are seconds since 1970 on the wall clock, since the schedule outlives 
 what lies in the future of it is brought to now.
 """
 
+import logging
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from sekisho.control.perplexity.base import Kind
 from sekisho.core.clock import Clock
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.ops.home import write_atomically
+
+log = logging.getLogger("sekisho.control")
 
 _DAY_S: Final = 86_400.0
 _MOST_TRIES: Final = 3
@@ -47,7 +50,8 @@ class _Notes(msgspec.Struct, frozen=True):
 
 
 class Schedule:
-    """Belongs to one thread. Every change is on disk when the call returns; OSError where it cannot be."""
+    """Belongs to one thread. Every change is on disk when the call returns. Where that cannot be, `began` raises and
+    nothing has begun; everything else is logged, holds here, and is written with the next change."""
 
     def __init__(self, path: Path, clock: Clock, settings: ScheduleSettings | None = None) -> None:
         self._path, self._clock, self._settings = path, clock, settings or ScheduleSettings()
@@ -82,14 +86,17 @@ class Schedule:
         now, monotonic = self._clock.now(), self._clock.monotonic()
         if self._notes.waits_since is None:
             self._wait_since = monotonic
-            self._write(waits_since=now)
+            self._note(waits_since=now)
         since = self._notes.waits_since or now
         return max(now - since, monotonic - self._wait_since) >= self._settings.most_wait_s
 
     def began(self, kind: Kind) -> None:
-        """A run that is cut off by a crash counts as a failed one."""
+        """A run that is cut off by a crash counts as a failed one. Raises OSError where that cannot be written down: a
+        run could take the agent with it again and again then."""
         slot = last_slot(self._clock.now(), self._settings) if kind == "full" else None
-        self._write(begun=kind, begun_slot=slot, waits_since=None)
+        notes = msgspec.structs.replace(self._notes, begun=kind, begun_slot=slot, waits_since=None)
+        write_atomically(self._path, msgspec.json.encode(notes))
+        self._notes = notes
 
     def done(self, kind: Kind) -> None:
         """It ended with a figure."""
@@ -107,7 +114,7 @@ class Schedule:
             return
         self._retry_since = self._clock.monotonic()
         retry_at = self._clock.now() + self._settings.retry_s
-        self._write(begun=None, tries=tries, retry_at=retry_at, waits_since=None)
+        self._note(begun=None, tries=tries, retry_at=retry_at, waits_since=None)
 
     def next_full(self) -> float:
         """When the next full run is due if nothing is missed; for display."""
@@ -115,7 +122,7 @@ class Schedule:
 
     def _finish(self, now: float, slot: float) -> None:
         self._light_since = self._clock.monotonic()
-        self._write(slot=slot, light_at=now, begun=None, begun_slot=None, tries=0, retry_at=None, waits_since=None)
+        self._note(slot=slot, light_at=now, begun=None, begun_slot=None, tries=0, retry_at=None, waits_since=None)
 
     def _follow_clock(self, now: float) -> None:
         """What was noted under a clock that ran ahead. A slot of later today is left: it was measured for, shortly
@@ -130,7 +137,7 @@ class Schedule:
         if notes.waits_since is not None and notes.waits_since > now:
             changes["waits_since"] = now
         if changes:
-            self._write(**changes)
+            self._note(**changes)
 
     def _read(self) -> _Notes | None:
         try:
@@ -140,9 +147,12 @@ class Schedule:
         except Undecodable:
             return None  # written whole by us or by nobody: what stands there is somebody else's
 
-    def _write(self, **fields: float | int | str | None) -> None:
+    def _note(self, **fields: float | int | str | None) -> None:
         self._notes = msgspec.structs.replace(self._notes, **fields)
-        write_atomically(self._path, msgspec.json.encode(self._notes))
+        try:
+            write_atomically(self._path, msgspec.json.encode(self._notes))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error)
 
 
 def last_slot(now: float, settings: ScheduleSettings) -> float:

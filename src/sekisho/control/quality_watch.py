@@ -32,12 +32,14 @@ from sekisho.ops.home import write_atomically
 log = logging.getLogger("sekisho.control")
 
 BY = "agent quality"
+WHOLE = "the KV cache is at 16 bits: there is nothing to compare it with"
 
 Compare = Callable[[Target, Job, Clock, Baselines], Awaitable[Compared]]
 
 
 class QualitySettings(msgspec.Struct, frozen=True):
-    """`text`: what is measured on. `acts` False advises only. `enabled` False measures on request only."""
+    """`text`: what is measured on. `acts` False advises only, and so does True until a person has set a policy.
+    `enabled` False measures on request only."""
 
     folder: Path
     text: Text
@@ -89,9 +91,11 @@ class QualityWatch:
         tell: Callable[[Alert], None],
         clock: Clock,
         compare: Compare = compared,
+        acts: Callable[[], bool] | None = None,
     ) -> None:
-        """`targets`: by model, what would be measured now."""
+        """`targets`: by model, what would be measured now. `acts`: whether it may act now (None: the settings')."""
         self._compare = compare
+        self._acts = acts if acts is not None else lambda: settings.acts
         self._settings = settings
         self._targets = targets
         self._policies = policies
@@ -135,11 +139,20 @@ class QualityWatch:
             return
         for watched in self._watched.values():
             kind = watched.want or watched.schedule.due()
-            if kind is None or not _ready(watched.model, signals):
+            if kind is None or not _ready(watched.model, signals) or self._is_whole(watched):
                 continue
             if watched.schedule.may_run(_busy(signals)):
                 self._task = asyncio.create_task(self._scheduled(watched, kind), name=f"quality of {watched.model}")
                 return
+
+    def _is_whole(self, watched: _Watched) -> bool:
+        """Whether 16 bits would be measured against 16 bits, and no step waits for its confirmation. The run stays due
+        for a policy that is worth it."""
+        rung = _rung(self._targets[watched.model](), self._policies.current(watched.model))
+        if rung != "fp16" or watched.quality.state.phase in ("confirming", "exhausted"):
+            return False
+        watched.view = QualityView(last_run=watched.view.last_run, last_full=watched.view.last_full, reason=WHOLE)
+        return True
 
     def _follow(self, watched: _Watched, signals: Signals) -> None:
         """A policy that somebody else changed begins anew; answers that became less likely ask for a run."""
@@ -192,7 +205,8 @@ class QualityWatch:
         found: Compared | None = None
         reason: str | None = None
         try:
-            found = await self._compare(target, job, self._clock, self._baselines)
+            with self._policies.measuring():
+                found = await self._compare(target, job, self._clock, self._baselines)
         except Unmeasured as error:
             reason = str(error)
             watched.schedule.failed(kind)
@@ -233,6 +247,9 @@ class QualityWatch:
     async def _judge(self, watched: _Watched, target: Target, finding: Finding) -> Verdict:
         policy = self._policies.current(watched.model)
         limit = policy.quality.max_delta_ppl
+        may_act = self._acts() and self._policies.book.set_by_person
+        back_after, state = self._settings.step_back_after, watched.quality.state
+        watched.quality = Quality(step_back_after=back_after, may_act=may_act, state=state)
         verdict = watched.quality.observe(finding, limit, quality_ladder.steps(_rung(target, policy), policy))
         while True:
             watched.want = verdict.want

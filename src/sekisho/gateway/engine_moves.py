@@ -2,6 +2,9 @@
 
 Orders are numbered by the supervisor, rising; one that comes after a later one is passed over, so that an order that
 was given up and got through all the same undoes nothing.
+
+A hold is a lease (the supervisor's is of 30 s, renewed every 5 s): a turn waits for `queue_timeout_s` of time in which
+nothing is held, and beyond that only as long as somebody renews the hold.
 """
 
 import os

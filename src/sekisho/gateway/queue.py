@@ -4,7 +4,9 @@ As many turns run at once as the engine has slots. The rest wait in one line per
 keys in turn, so that a key with a thousand waiting requests delays another key by at most one of them. When the
 queue is full, the newest request of the longest line gives way to a key whose line is shorter.
 
-The engine behind it can be exchanged: `hold` lets nobody in, `renew` begins to count anew for the next worker.
+The engine behind it can be exchanged: `hold` lets nobody in, `renew` begins to count anew for the next worker. Who
+waits is not asked to pay for that: a turn waits for at most `timeout_s` while the queue is not held, and the time of a
+hold does not count. A hold ends by itself: `roster.Entry` makes a lease of it, which the supervisor must renew.
 """
 
 import asyncio
@@ -13,6 +15,24 @@ from collections import OrderedDict, deque
 from sekisho.core.errors import Overloaded
 
 Waiter = asyncio.Future[int]
+
+
+class _Patience:
+    """How long one turn waits still; the clock stands while the queue is held. Made where it is entered."""
+
+    def __init__(self, limit_s: float, *, held: bool) -> None:
+        self.limit = asyncio.timeout(None if held else limit_s)
+        self._left_s = limit_s
+
+    def pause(self) -> None:
+        until_s = self.limit.when()
+        if until_s is not None and not self.limit.expired():
+            self._left_s = max(0.0, until_s - asyncio.get_running_loop().time())
+            self.limit.reschedule(None)
+
+    def resume(self) -> None:
+        if self.limit.when() is None:
+            self.limit.reschedule(asyncio.get_running_loop().time() + self._left_s)
 
 
 class FairQueue:
@@ -29,6 +49,7 @@ class FairQueue:
         self._open = asyncio.Event()
         self._open.set()
         self._lines: OrderedDict[str, deque[Waiter]] = OrderedDict()
+        self._patience: dict[Waiter, _Patience] = {}
 
     @property
     def running(self) -> int:
@@ -40,8 +61,8 @@ class FairQueue:
         return not self._open.is_set()
 
     async def acquire(self, key_id: str) -> int:
-        """Waits for a slot; which worker it is of, for `release`. Raises Overloaded when the queue is full or the wait
-        took longer than `timeout_s`."""
+        """Waits for a slot; which worker it is of, for `release`. Raises Overloaded when the queue is full or the wait,
+        without the time of holds, took longer than `timeout_s`."""
         if self._has_room and not self.waiting:
             self._present += 1
             return self._worker
@@ -50,8 +71,10 @@ class FairQueue:
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._lines.setdefault(key_id, deque()).append(waiter)
         self.waiting += 1
+        patience = _Patience(self.timeout_s, held=self.held)
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with patience.limit:
+                self._patience[waiter] = patience
                 return await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
@@ -59,9 +82,11 @@ class FairQueue:
             else:
                 self._leave(key_id, waiter)
             if isinstance(error, TimeoutError):
-                why = "its worker is being exchanged" if self.held else "the engine is busy"
-                raise Overloaded(f"No free slot within {self.timeout_s:g} s: {why}.", retry_after_s=5.0) from None
+                why = f"No free slot within {self.timeout_s:g} s: the engine is busy."
+                raise Overloaded(why, retry_after_s=5.0) from None
             raise
+        finally:
+            self._patience.pop(waiter, None)
 
     def release(self, worker: int | None = None) -> None:
         """Gives back a slot of this worker (None: of the present one); the next key's oldest waiter gets it."""
@@ -84,21 +109,22 @@ class FairQueue:
         self.resize(slots)
 
     def hold(self) -> None:
-        """Nobody is let in until `release_hold`; waiting goes on as ever."""
+        """Nobody is let in until `release_hold`, and nobody's time runs out. May be called again. Without waiters it
+        needs no running loop."""
         self._open.clear()
+        for patience in self._patience.values():
+            patience.pause()
 
     def release_hold(self) -> None:
         self._open.set()
         self._fill()
+        for waiter, patience in self._patience.items():
+            if not waiter.done():  # who has a slot by now does not wait
+                patience.resume()
 
-    async def opened(self) -> bool:
-        """Waits until nothing is held, at most `timeout_s`. Whether that came true."""
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                await self._open.wait()
-        except TimeoutError:
-            return False
-        return True
+    async def opened(self) -> None:
+        """Waits until nothing is held."""
+        await self._open.wait()
 
     @property
     def _has_room(self) -> bool:

@@ -91,7 +91,7 @@ class Entry:
         return counts
 
     def hold(self, for_s: float) -> None:
-        """Lets no turn begin, for at most so long: whoever holds must say so again."""
+        """Lets no turn begin, for at most so long: whoever holds must say so again. Meanwhile nobody's wait counts."""
         self.queue.hold()
         self._end_lease()
         self._lease = asyncio.get_running_loop().call_later(for_s, self._forgotten)
@@ -291,7 +291,7 @@ class Roster:
 
 class _Patience:
     """How long a call waits for an engine that the supervisor restarts. While the queue is held, the engine is being
-    exchanged: the call then waits for the end of that, which does not count."""
+    exchanged: the call then waits for the end of that, which does not count and which the hold's lease bounds."""
 
     def __init__(self, limit_s: float, queue: FairQueue) -> None:
         self._limit_s = limit_s
@@ -302,7 +302,8 @@ class _Patience:
         """Whether to ask once more, after a moment. The time runs from the first call."""
         if self._queue.held:
             self._deadline_s = None
-            return await self._queue.opened()
+            await self._queue.opened()
+            return True
         now_s = asyncio.get_running_loop().time()
         if self._deadline_s is None:
             self._deadline_s = now_s + self._limit_s

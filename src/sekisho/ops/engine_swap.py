@@ -54,10 +54,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A worker's settings and its address, which ends in /v1."""
+    """A worker's settings and its address, which ends in /v1. `held`: its turns wait, for it is being exchanged; known
+    only where somebody reads the plan."""
 
     config: ModelConfig
     url: str
+    held: bool = False
 
 
 class SwapReport(msgspec.Struct, frozen=True):

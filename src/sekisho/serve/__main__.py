@@ -37,7 +37,7 @@ def _run_agent_process(home: Home, plan: Plan) -> int:
     log_to_stderr()
     try:
         run_agent(home, plan)
-    except (PolicyProblem, PolicyBookError) as error:  # a wrong variable, or a book that a person must look at
+    except (PolicyProblem, PolicyBookError) as error:  # a book or a token that a person must look at
         print(f"The control agent cannot run: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_CONFIGURATION
     return 0

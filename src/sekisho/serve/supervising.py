@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,10 +104,8 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
             warnings = ready.result()
             admin_key = await _first_key(home, settings)  # now, when somebody will read it
             models = tuple(model.name for model in settings.models)
-            token = None
-            if settings.control.enabled:
-                token = _new_agent_token(home)
-                await supervisor.add(_agent(home, settings, key))
+            token, troubles = await _start_agent(supervisor, home, settings, key)
+            warnings = (*warnings, *troubles)
             announce(Announcement(base_url(settings.gateway), str(home.path), models, admin_key, warnings, token))
             door = await _open_door(listening, supervisor, file, key)  # not before: it would delay the first answer
         else:
@@ -152,7 +151,7 @@ def _swap_board(supervisor: "Supervisor", file: PlanFile, key: str) -> "SwapBoar
         return worker_spec(config, url, Path(workers[config.name].log_path), key, settings.logs)
 
     placed = {m.name: Placed(m, workers[m.name].url) for m in settings.models if m.name in workers}
-    # Turns that wait have half of their time for those that run, the rest for the new worker's start.
+    # While turns wait, those that run have half of the time for which a turn may wait for a slot.
     limits = Limits(hold_drain_timeout_s=settings.gateway.queue_timeout_s / 2)
     return SwapBoard(supervisor, placed, spec, Gateway(local_url(settings.gateway), key, file.place), limits)
 
@@ -210,8 +209,36 @@ def _children(home: Home, plan: Plan, worker_key: str) -> list["ChildSpec"]:
     return children
 
 
+async def _start_agent(
+    supervisor: "Supervisor", home: Home, settings: Settings, worker_key: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """Where it is wanted. Its token, if it was made just now, and warnings: nothing about it stops the server."""
+    wanted, warnings = _agent_wanted(settings.control.enabled, os.environ)
+    if not wanted:
+        return None, warnings
+    try:
+        token = _new_agent_token(home)
+    except (OSError, ValueError) as error:
+        return None, (*warnings, f"The control agent is not started, for its token cannot be used: {error}")
+    await supervisor.add(_agent(home, settings, worker_key))
+    return token, warnings
+
+
+def _agent_wanted(configured: bool, environment: Mapping[str, str]) -> tuple[bool, tuple[str, ...]]:
+    """Whether to start the agent, and warnings. The environment wins over the settings, unless one of its variables is
+    wrong: then none of them counts."""
+    from sekisho.control.environment import from_environment
+    from sekisho.control.policy_problem import PolicyProblem
+
+    try:
+        told = from_environment(environment).enabled
+    except PolicyProblem as problem:
+        return configured, (f"The environment's settings of the control agent are passed over: {problem}",)
+    return configured if told is None else told, ()
+
+
 def _new_agent_token(home: Home) -> str | None:
-    """The token that the agent will ask for, where there was none yet."""
+    """The token that the agent will ask for, where there was none yet. Raises OSError, ValueError."""
     from sekisho.control.address import token_for
 
     token, is_new = token_for(home.secrets)

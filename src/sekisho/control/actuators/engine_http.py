@@ -42,6 +42,14 @@ class Answer(NamedTuple):
         return self.body.decode(errors="replace")
 
 
+class _Line:
+    """The way to one address, and how many questions are under way on it."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self.client = client
+        self.questions = 0
+
+
 class EngineHttp:
     """The engine of `model` at `url`, with or without the `/v1` of OpenAI's interface, which is then `api`. Belongs to
     one loop; opens no connection before the first question. Raises ActuatorFailed for an address or a key that cannot
@@ -50,8 +58,8 @@ class EngineHttp:
     def __init__(self, model: str, label: str, url: str | None, key: str | None) -> None:
         self.model, self.label = model, label
         self._key = key
-        self._client: HttpClient | None = None
-        self._former: list[HttpClient] = []  # of addresses that it has left
+        self._line: _Line | None = None
+        self._former: list[_Line] = []  # to addresses that it has left; closed once nobody asks there any more
         self.root = self.api = ""
         if url is not None:
             self.move(url)
@@ -60,27 +68,31 @@ class EngineHttp:
         """The engine answers at this address from now on."""
         whole = url.rstrip("/")
         root = whole.removesuffix("/v1")
-        if self._client is not None and (root, whole) == (self.root, self.root + self.api):
+        if self._line is not None and (root, whole) == (self.root, self.root + self.api):
             return
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        if self._client is not None:
-            self._former.append(self._client)
         try:
-            self._client = HttpClient(root, headers, connect_timeout_s=STATE_DEADLINE_S)
+            line = _Line(HttpClient(root, headers, connect_timeout_s=STATE_DEADLINE_S))
         except ValueError as error:
             raise self.failed(str(error), "correct its address or its key in the settings") from None
+        if self._line is not None:
+            self._former.append(self._line)
+        self._line = line
         self.root, self.api = root, whole.removeprefix(root)
 
     async def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = QUESTION_S) -> Answer:
         """Raises ActuatorFailed where no whole answer came within `timeout_s`."""
-        if self._client is None:
+        await self._leave()
+        line = self._line
+        if line is None:
             raise self.failed("it has no address", "set its `url`, or start it")
         sent = b"" if body is None else msgspec.json.encode(body)
+        line.questions += 1
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.send(method, _prefix(self.root) + path, sent, timeout_s)
+                response = await line.client.send(method, _prefix(self.root) + path, sent, timeout_s)
                 try:
                     return Answer(response.status, await _read(response))
                 finally:
@@ -89,6 +101,14 @@ class EngineHttp:
             raise self.failed(f"no answer to {method} {path} within {timeout_s:g} s", _LOOK) from None
         except HttpTrouble as error:
             raise self.failed(f"{method} {path}: {error}", _LOOK) from None
+        finally:
+            line.questions -= 1
+
+    async def _leave(self) -> None:
+        """Closes the lines to former addresses on which nothing is under way."""
+        while (line := next((each for each in self._former if not each.questions), None)) is not None:
+            self._former.remove(line)
+            await line.client.close()
 
     async def told(self, method: str, path: str, body: Any = None, *, timeout_s: float = QUESTION_S) -> dict[str, Any]:
         """The JSON object of an answer with status 200. Raises ActuatorFailed with what the engine said instead."""
@@ -111,9 +131,9 @@ class EngineHttp:
         return failed(self.model, self.label, what, advice)
 
     async def close(self) -> None:
-        for client in (*self._former, self._client):
-            if client is not None:
-                await client.close()
+        for line in (*self._former, self._line):
+            if line is not None:
+                await line.client.close()
         self._former.clear()
 
 

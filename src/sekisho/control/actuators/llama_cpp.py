@@ -10,7 +10,7 @@ import msgspec
 
 from sekisho.control.actuators import kv_bytes
 from sekisho.control.actuators.base import Swapper, Wanted, answers, asks, fields, joined, whole_mib
-from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, Answer, EngineHttp, within
+from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, Answer, EngineHttp
 from sekisho.control.actuators.metrics_text import Samples, accept_rate, samples, total
 from sekisho.control.actuators.swapping import WhereIsIt, Worker, context_wanted
 from sekisho.control.base import Applied, Effect, EngineState, KvState
@@ -162,7 +162,7 @@ class LlamaCppActuator:
         self._shape: kv_bytes.KvShape | str | None = None
 
     async def state(self) -> EngineState:
-        return await within(STATE_DEADLINE_S, self.model, self.engine, self._state())
+        return await self._worker.told(STATE_DEADLINE_S, self.engine, self._state())
 
     async def _state(self) -> EngineState:
         await self._worker.look()

@@ -1,14 +1,15 @@
 """A worker of ours: where it is, which settings it runs with, and how it comes to others."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
 
 from sekisho.control.actuators.base import Swapper, Wanted, done, joined
-from sekisho.control.actuators.engine_http import EngineHttp
-from sekisho.control.base import Applied, Effect
+from sekisho.control.actuators.engine_http import EngineHttp, within
+from sekisho.control.base import ActuatorFailed, Applied, Effect, EngineState
+from sekisho.core.decoding import Undecodable
 from sekisho.core.errors import SekishoError
 from sekisho.engines.config import ModelConfig
 from sekisho.ops.control_door import DoorFailed
@@ -16,6 +17,7 @@ from sekisho.ops.engine_swap import Placed
 
 WhereIsIt = Callable[[], Placed | None]
 """Settings and address of a model's worker now, as whoever runs the workers wrote them down; may read a file."""
+EXCHANGED: Final = "its worker is being exchanged"
 _AS_BEFORE: Final = "the worker that ran before goes on as it was"
 
 
@@ -29,6 +31,7 @@ class Worker:
         self.configured = self.config = config
         self.http = http
         self._swapper, self._placed = swapper, placed
+        self._held = False
 
     @property
     def can_swap(self) -> bool:
@@ -38,11 +41,28 @@ class Worker:
         """Somebody else may have exchanged it: each exchange brings another address."""
         try:
             found = None if self._placed is None else await asyncio.to_thread(self._placed)
-        except OSError as error:
+        except (OSError, Undecodable) as error:
             raise self.http.failed(f"where it runs cannot be read: {error}", "look whether the server runs") from error
         if found is not None:
-            self.config = found.config
+            self.config, self._held = found.config, found.held
             self.http.move(found.url)
+
+    async def told(self, deadline_s: float, engine: str, asking: Awaitable[EngineState]) -> EngineState:
+        """What `asking`, which looks first, says within `deadline_s`. A worker that does not answer while turns wait
+        for another one is not down: that one is starting. Never raises."""
+        model = self.configured.name
+        state = await within(deadline_s, model, engine, asking)
+        if state.state != "down" or not (self._held or await self._is_held()):
+            return state
+        return EngineState(model, engine, "starting", EXCHANGED)
+
+    async def _is_held(self) -> bool:
+        """Looks again: the exchange may have begun after the first look."""
+        try:
+            await self.look()
+        except ActuatorFailed:
+            return False
+        return self._held
 
     async def swap(self, new: ModelConfig, planned: tuple[Applied, ...]) -> tuple[Applied, ...]:
         """The records with what was done. Raises ActuatorFailed; the worker then runs as before."""

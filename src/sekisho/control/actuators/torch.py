@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from sekisho.control.actuators.base import Swapper, Wanted, answers, asks, done, joined
-from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, EngineHttp, within
+from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, EngineHttp
 from sekisho.control.actuators.swapping import WhereIsIt, Worker, context_wanted
 from sekisho.control.base import Applied, Effect, EngineState, KvState
 from sekisho.control.policy import Policy
@@ -143,7 +143,7 @@ class TorchActuator:
         self._worker = Worker(config, self._http, swapper, placed)
 
     async def state(self) -> EngineState:
-        return await within(STATE_DEADLINE_S, self.model, self.engine, self._state())
+        return await self._worker.told(STATE_DEADLINE_S, self.engine, self._state())
 
     async def _state(self) -> EngineState:
         await self._worker.look()

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from sekisho.control.base import ActuatorFailed
+from sekisho.control.policy_book import BookUnwritable
 from sekisho.control.policy_changes import PolicyProblem
 from sekisho.core import ids
 from sekisho.core.errors import SekishoError
@@ -98,6 +99,8 @@ class Door:
             return error_response(400, "Invalid policy configuration", str(problem))
         except ActuatorFailed as failed:
             return error_response(503, "The engine did not take the change", str(failed))
+        except BookUnwritable as unwritable:
+            return error_response(507, "The policy could not be written", str(unwritable))
         except SekishoError as error:
             return error_response(error.status, error.message)
         except web.HTTPException as error:

@@ -25,7 +25,7 @@ _QUERIES: Final[Mapping[tuple[str, str], tuple[tuple[str, str], ...]]] = {
 
 
 class RollBack(msgspec.Struct):
-    """Without `version`: the one before."""
+    """Without `version`: one step back."""
 
     version: int | None = None
 
@@ -91,6 +91,7 @@ def _operation(method: str, path: str, handler: Handler, body: str | None) -> di
             "200": {"description": "As the summary says.", "content": {_media(path): {}}},
             "4XX": error,
             "503": error,
+            "507": error,
         },
     }
     if method == "POST":

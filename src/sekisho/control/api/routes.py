@@ -5,14 +5,16 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
+import msgspec
 from aiohttp import web
 
 from sekisho.control.agent import Agent
 from sekisho.control.api import openapi
 from sekisho.control.api.door import Door, Refused, json_response
+from sekisho.control.config import ControlConfig
 from sekisho.control.history import DECISIONS, METRICS, QUALITY
 from sekisho.control.policy_changes import plain
-from sekisho.control.policy_service import Cause
+from sekisho.control.policy_service import Cause, PolicyChange
 from sekisho.control.prometheus import CONTENT_TYPE
 from sekisho.core.decoding import Undecodable, decoded
 
@@ -82,6 +84,17 @@ def _cause(why: str) -> Cause:
     return Cause("api", "request", "api", why)
 
 
+def _changed(change: PolicyChange) -> web.Response:
+    """503 where no engine took it."""
+    return json_response(change, 200 if change.outcome != "failed" else 503)
+
+
+def _shown(config: ControlConfig) -> web.Response:
+    """Whoever has the webhook's address can post there: it is not for every user of this machine."""
+    hidden = None if config.webhook_url is None else "(hidden)"
+    return json_response(msgspec.structs.replace(config, webhook_url=hidden))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -124,8 +137,8 @@ async def policy_presets(request: web.Request) -> web.Response:
 
 
 async def config(request: web.Request) -> web.Response:
-    """The agent's own settings in force."""
-    return json_response(_agent(request).config)
+    """The agent's own settings in force; the webhook's address is hidden."""
+    return _shown(_agent(request).config)
 
 
 async def history(request: web.Request) -> web.Response:
@@ -190,19 +203,15 @@ async def change_policy(request: web.Request) -> web.Response:
     change = await _agent(request).change_policy(
         body, _cause(why), by="api", model=model, preset=preset, dry_run=dry_run
     )
-    return json_response(change, 200 if change.outcome != "failed" else 503)
+    return _changed(change)
 
 
 async def roll_back(request: web.Request) -> web.Response:
-    """Puts an earlier version in force, as a new one: `{"version": 3}`; without, the one before."""
+    """Puts an earlier version in force, as a new one: `{"version": 3}`; without, one step back."""
     body = await _object(request)
     to = _take(body, "version", int, None)
     _nothing_more(body)
-    agent = _agent(request)
-    change = await agent.policies.roll_back(
-        agent.policies.book.version - 1 if to is None else to, _cause("roll back by request"), by="api"
-    )
-    return json_response(change)
+    return _changed(await _agent(request).policies.roll_back(to, _cause("roll back by request"), by="api"))
 
 
 async def baseline(request: web.Request) -> web.Response:
@@ -210,12 +219,12 @@ async def baseline(request: web.Request) -> web.Response:
     body = await _object(request)
     enabled = _take(body, "enabled", bool, True)
     _nothing_more(body)
-    return json_response(await _agent(request).baseline(bool(enabled), _cause("baseline by request")))
+    return _changed(await _agent(request).baseline(bool(enabled), _cause("baseline by request")))
 
 
 async def change_config(request: web.Request) -> web.Response:
-    """Changes the agent's own settings until its next start: `loops`, `act`, `quality`."""
-    return json_response(_agent(request).change_config(await _object(request)))
+    """Changes the agent's own settings until its next start: `loops`, `act`."""
+    return _shown(_agent(request).change_config(await _object(request)))
 
 
 async def measure_quality(request: web.Request) -> web.Response:
