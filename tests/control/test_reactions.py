@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from agent_harness import ValueEngine, make_agent
-from faults_harness import ENGINE, GPU, MEMORY, NPU, signals
+from faults_harness import CPU, ENGINE, GPU, MEMORY, NPU, signals
 
 from sekisho.control.agent import Agent
-from sekisho.control.balancer import Balancer
+from sekisho.control.balancer import Balance, Balancer, Band
 from sekisho.control.base import Applied
 from sekisho.control.config import Acting
 from sekisho.control.fallback import Fallbacks
@@ -28,7 +28,13 @@ class Scene:
     """An agent's reactions, looked at every five seconds. `act`: what it may do, as `control.act` has it."""
 
     def __init__(
-        self, folder: Path, *, acts: bool = True, overlay: Overlay | None = None, act: tuple[Acting, ...] | None = None
+        self,
+        folder: Path,
+        *,
+        acts: bool = True,
+        overlay: Overlay | None = None,
+        act: tuple[Acting, ...] | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.engine = ValueEngine("m")
         self.agent: Agent
@@ -41,7 +47,7 @@ class Scene:
         self.reactions = Reactions(
             self.agent.policies,
             fallbacks,
-            Balancer(overlay=overlay),
+            Balancer(balance, overlay=overlay),
             self.alerts.append,
             self.clock,
             self.file,
@@ -156,6 +162,8 @@ async def test_what_may_be_done_is_asked_at_every_look(tmp_path: Path) -> None:
     await scene.look(pressed, times=10)
     assert scene.engine.policy.engine.slots == 4
     scene.act = ()
+    await scene.look(pressed)
+    assert scene.engine.policy == before
     await scene.look(pressed, times=30)
     assert scene.agent.policies.current() == scene.engine.policy == before
     await scene.look(FULL, times=30)
@@ -183,6 +191,20 @@ async def test_memory_that_an_exchange_or_a_measurement_takes_is_no_trouble(tmp_
     with scene.agent.policies.measuring():
         await scene.look(MEMORY, NO_NPU, times=400)
         assert scene.engine.policy.engine.prompt_cache_bytes == 0
+    await scene.agent.close()
+
+
+async def test_nothing_is_balanced_while_engines_are_exchanged(tmp_path: Path) -> None:
+    """Loading a model keeps the processor busy: that is no pressure."""
+    scene = Scene(tmp_path, act=("balance",), balance=Balance(cpu=Band(0.9, 0.5)))
+    busy = msgspec.structs.replace(CPU, utilisation=1.0)
+    await scene.set()
+    before = scene.agent.policies.current()
+    with scene.agent.policies.measuring():
+        await scene.look(busy, times=50)
+    assert scene.agent.policies.current() == before
+    await scene.look(busy, times=20)
+    assert scene.engine.policy.engine.slots == 4
     await scene.agent.close()
 
 

@@ -80,7 +80,7 @@ class Watching:
         from sekisho.control.address import read_address
 
         models = f"  - {{name: mini, path: {model}, context: 512, slots: 4, threads: 1}}\n"
-        self.sekisho: Sekisho = launch(models, gateway=AGENT)
+        self.sekisho: Sekisho = launch(models, gateway=AGENT, agent=True)
         self.sekisho.up()
         self._read_address = read_address
         assert eventually(lambda: self.health().get("status") == "healthy", 60), self.health()

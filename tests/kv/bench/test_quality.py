@@ -13,12 +13,13 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers.cache_utils", reason="needs the extra kv: pip install 'sekisho[kv]'")
 
 from sekisho.kv.bench import needles, texts
-from sekisho.kv.bench.contenders import Contender, Dial, Unavailable, contender
+from sekisho.kv.bench.contenders import Contender, Dial, contender
 from sekisho.kv.bench.entries import Entry, entries, label
 from sekisho.kv.bench.layers import recording_cache
 from sekisho.kv.bench.models import load
 from sekisho.kv.bench.needles import NeedlePlan, is_answer
 from sekisho.kv.bench.quality import Observations, QualityPlan, QualityRow, compare, row
+from sekisho.kv.bench.unavailable import Unavailable
 
 pytestmark = pytest.mark.kv
 

@@ -16,11 +16,12 @@ from transformers.cache_utils import Cache
 
 from sekisho.kv import TieredCache
 from sekisho.kv.bench import prompt as prompts
-from sekisho.kv.bench.contenders import CONTENDERS, Unavailable, contender, ours
+from sekisho.kv.bench.contenders import CONTENDERS, contender, ours
 from sekisho.kv.bench.evicting import EvictingLayer, HeavyHitterLayer, SnapLayer
 from sekisho.kv.bench.held import dense_bytes, held_bytes
 from sekisho.kv.bench.layers import Call, DenseLayer, RivalLayer, Seen, attend, summed_weights
-from sekisho.kv.bench.quantising import KiviLayer, UniformLayer, packed, unpacked
+from sekisho.kv.bench.quantising import KiviLayer, UniformLayer, library_layers, packed, unpacked
+from sekisho.kv.bench.unavailable import Unavailable
 from sekisho.kv.policy import KVPolicy
 
 pytestmark = pytest.mark.kv
@@ -272,3 +273,15 @@ def test_a_prompt_handed_over_is_a_prompt_read(model: Any, name: str) -> None:
     assert isinstance(handed, Cache)
     assert handed.get_seq_length() == read.get_seq_length() == 301
     assert held_bytes(handed) == held_bytes(read)
+
+
+def test_a_length_that_a_library_cannot_pack_is_told() -> None:
+    """HQQ packs two numbers of four bits into a byte: an odd number of groups is no figure, and the run goes on."""
+    pytest.importorskip("hqq", reason="needs the group kv")
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64}
+    options = {"nbits": 4, "axis_key": 1, "axis_value": 1, "q_group_size": 64}
+    (layer,) = library_layers(LlamaConfig(num_hidden_layers=1, **sizes), torch.float16, "hqq", **options)
+    with pytest.raises(Unavailable, match="does not take 5 tokens"):
+        layer.store(random(1, 1, 5, 64).half(), random(1, 1, 5, 64).half())

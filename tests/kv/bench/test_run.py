@@ -15,7 +15,7 @@ with warnings.catch_warnings():
 
 from sekisho.kv.bench import models
 from sekisho.kv.bench.bare import bare_layer, step
-from sekisho.kv.bench.contenders import Unavailable, contender
+from sekisho.kv.bench.contenders import contender
 from sekisho.kv.bench.entries import Entry
 from sekisho.kv.bench.memory import MemoryPlan, measure
 from sekisho.kv.bench.needles import NeedlePlan
@@ -23,6 +23,7 @@ from sekisho.kv.bench.prompt import hand_over
 from sekisho.kv.bench.quality import QualityPlan
 from sekisho.kv.bench.run import Plan, Results, run
 from sekisho.kv.bench.speed import SpeedPlan, layers_alone
+from sekisho.kv.bench.unavailable import Unavailable
 from sekisho.kv.policy import KVPolicy
 
 pytestmark = pytest.mark.kv

@@ -19,14 +19,11 @@ from sekisho.kv.bench import layers
 from sekisho.kv.bench.evicting import HeavyHitterLayer, SnapLayer
 from sekisho.kv.bench.layers import DenseLayer, RivalLayer
 from sekisho.kv.bench.quantising import KiviLayer, UniformLayer, library_layers
+from sekisho.kv.bench.unavailable import Unavailable
 from sekisho.kv.policy import KVPolicy
 
 Knobs = Mapping[str, Any]
 Build = Callable[[PreTrainedConfig, torch.dtype, Knobs], Cache]
-
-
-class Unavailable(Exception):
-    """This contender cannot take part; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import msgspec
 import torch
 
 from sekisho.kv.bench.bare import bare_layer
-from sekisho.kv.bench.contenders import Contender, Unavailable
+from sekisho.kv.bench.contenders import Contender
 from sekisho.kv.bench.entries import Entry, label
 from sekisho.kv.bench.figures import Figure, missing
 from sekisho.kv.bench.held import held_bytes
 from sekisho.kv.bench.models import shape
 from sekisho.kv.bench.prompt import hand_over, settled_for, share_of
+from sekisho.kv.bench.unavailable import Unavailable
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

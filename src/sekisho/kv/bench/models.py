@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sekisho.kv.bench.contenders import Unavailable
+from sekisho.kv.bench.unavailable import Unavailable
 
 MINI: Final = "sekisho-mini"
 SMALL: Final = "smollm2-135m"

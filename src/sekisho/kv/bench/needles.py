@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sekisho.kv.bench import prompt as prompts
-from sekisho.kv.bench.contenders import Contender, Unavailable
+from sekisho.kv.bench.contenders import Contender
 from sekisho.kv.bench.entries import Entry, label
 from sekisho.kv.bench.figures import Figure, bootstrapped_mean, counted, missing
 from sekisho.kv.bench.models import MINI, Loaded
 from sekisho.kv.bench.prompt import Prompt
+from sekisho.kv.bench.unavailable import Unavailable
 
 Asked = Literal["inside", "later"]
 _SYLLABLES: Final = [consonant + vowel for consonant in "KSTNHMRGZDB" for vowel in "AIUEO"]

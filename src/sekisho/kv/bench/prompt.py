@@ -12,9 +12,10 @@ from transformers.cache_utils import Cache
 
 from sekisho.kv import cache as tiered
 from sekisho.kv.bench import layers
-from sekisho.kv.bench.contenders import Contender, Unavailable
+from sekisho.kv.bench.contenders import Contender
 from sekisho.kv.bench.held import dense_bytes, held_bytes
 from sekisho.kv.bench.layers import RecordingLayer, RivalLayer, Seen
+from sekisho.kv.bench.unavailable import Unavailable
 
 _PROBED_LAYERS = 3  # that decide about a dial: all layers have the same shape
 _TRIES = 12

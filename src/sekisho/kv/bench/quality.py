@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sekisho.kv.bench import prompt as prompts
-from sekisho.kv.bench.contenders import Contender, Unavailable
+from sekisho.kv.bench.contenders import Contender
 from sekisho.kv.bench.entries import Entry, label
 from sekisho.kv.bench.figures import Array, Figure, bootstrapped, bootstrapped_mean, mean, missing
 from sekisho.kv.bench.held import held_bytes
 from sekisho.kv.bench.prompt import Prompt
+from sekisho.kv.bench.unavailable import Unavailable
 
 
 class QualityRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import QuantizedCache
 
 from sekisho.kv.bench.layers import RivalLayer
+from sekisho.kv.bench.unavailable import Unavailable
 from sekisho.kv.rotation import rotation
 
 
@@ -129,7 +130,11 @@ class LibraryLayer(RivalLayer):
         self._answer: tuple[Tensor, Tensor] | None = None
 
     def store(self, keys: Tensor, values: Tensor) -> None:
-        self._answer = self.inner.update(keys, values)
+        """Raises Unavailable for a length that the library cannot pack: HQQ asks for a whole number of bytes."""
+        try:
+            self._answer = self.inner.update(keys, values)
+        except RuntimeError as error:
+            raise Unavailable(f"the library does not take {keys.shape[2]} tokens: {error}") from error
 
     def read(self) -> tuple[Tensor, Tensor]:
         assert self._answer is not None

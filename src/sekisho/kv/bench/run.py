@@ -11,13 +11,14 @@ import torch
 
 from sekisho import __version__
 from sekisho.kv.bench import memory, needles, prompt, quality, speed, texts
-from sekisho.kv.bench.contenders import CONTENDERS, Contender, Unavailable, contender, ours
+from sekisho.kv.bench.contenders import CONTENDERS, Contender, contender, ours
 from sekisho.kv.bench.entries import Entry, entries
 from sekisho.kv.bench.memory import MemoryPlan, MemoryRow
 from sekisho.kv.bench.models import SMALL, Loaded, load
 from sekisho.kv.bench.needles import NeedlePlan, NeedleRow
 from sekisho.kv.bench.quality import QualityPlan, QualityRow
 from sekisho.kv.bench.speed import SpeedPlan, SpeedRow
+from sekisho.kv.bench.unavailable import Unavailable
 from sekisho.kv.policy import KVPolicy
 
 Progress = Callable[[str], None]

@@ -16,11 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sekisho.kv.bench import prompt as prompts
 from sekisho.kv.bench.bare import BareLayer, bare_layer, step
-from sekisho.kv.bench.contenders import Contender, Unavailable
+from sekisho.kv.bench.contenders import Contender
 from sekisho.kv.bench.entries import Entry
 from sekisho.kv.bench.figures import Array, Figure, bootstrapped, missing
 from sekisho.kv.bench.models import Loaded, shape
 from sekisho.kv.bench.prompt import hand_over, settled_for, share_of
+from sekisho.kv.bench.unavailable import Unavailable
 
 GROUPED: Final = "sdpa-grouped"
 REPEATED: Final = "sdpa-repeated"

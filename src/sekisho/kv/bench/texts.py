@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sekisho.kv.bench.contenders import Unavailable
+from sekisho.kv.bench.unavailable import Unavailable
 
 
 def documentation() -> str:
