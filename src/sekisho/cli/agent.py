@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sekisho.cli.failure import ABSENT, FAILED, USAGE, CommandFailed
+from sekisho.cli.failure import ABSENT, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
 
@@ -52,9 +52,9 @@ def agent(
     except PolicyProblem as error:
         raise CommandFailed(str(error), exit_code=USAGE) from error
     except PolicyBookError as error:
-        raise CommandFailed(str(error), hint="an agent of this home may run already: sekisho status") from error
-    except OSError as error:
-        raise CommandFailed(f"the agent cannot listen: {error.strerror or error}", exit_code=FAILED) from error
+        raise CommandFailed(str(error)) from error
+    except OSError as error:  # a port that is taken, or another agent of this home
+        raise CommandFailed(f"the agent cannot run: {error.strerror or error}", hint="sekisho status") from error
 
 
 def _address(url: str, kind: str | None, model: str | None, key_env: str | None) -> "EngineAddress":

@@ -13,7 +13,7 @@ from sekisho.control.config import Acting
 from sekisho.control.fallback import Action, Fallbacks
 from sekisho.control.fallback_rules import Limits
 from sekisho.control.notification import Alert, alert_of
-from sekisho.control.overlay import Overlay, OverlayState, nested
+from sekisho.control.overlay import Overlay, OverlayState
 from sekisho.control.policy_book import PolicyBookError
 from sekisho.control.policy_changes import PolicyProblem
 from sekisho.control.policy_service import Cause, PolicyService
@@ -74,11 +74,12 @@ class Reactions:
 
     async def _stop_balancing(self, signals: Signals) -> None:
         """What it did before it was told not to is undone."""
-        policy, overlay = self._policies.current(), self._fallbacks.overlay
-        changes = overlay.release(policy, lambda claimant: claimant.startswith(BALANCE), signals.monotonic_s)
+        if self._balancer is None:
+            return
+        changes = self._balancer.let_go(self._policies.current(), signals.monotonic_s)
         if changes:
             cause = Cause("middle", "balance.stopped", "control.act", "balance is not to act any more")
-            await self._change(nested(changes), cause)
+            await self._change(changes, cause)
 
     async def _answer(self, action: Action) -> None:
         cause = Cause("middle", f"fallback.{action.reason}", action.signal, _told(action), action.value, action.limit)
