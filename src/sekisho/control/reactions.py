@@ -24,7 +24,6 @@ from sekisho.ops.home import write_atomically
 log = logging.getLogger("sekisho.control")
 
 BY = "agent"
-BALANCE = "balance\0"  # how the balancer's claims begin
 
 
 class Reactions:
