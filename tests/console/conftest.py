@@ -250,6 +250,8 @@ class Page:
         await self.until("document.activeElement.id === 'composer-text'")
 
     async def ask(self, words: str) -> None:
+        """Types into the message field, once the focus is there: a dialog that closes gives it back a moment later."""
+        await self.until("document.activeElement.id === 'composer-text'")
         await self.type(words)
         await self.press("Enter")
 
