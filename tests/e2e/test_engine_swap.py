@@ -203,6 +203,7 @@ def exchange_under_streams(sekisho: Sekisho, streams: int, words: int, limits: d
     return report
 
 
+@pytest.mark.slow
 def test_a_worker_is_exchanged_under_open_streams(sekisho: Callable[..., Sekisho]) -> None:
     """Four streams and many new turns: no error, no character lost; the stability log has no incident, the usage has a
     row for each turn."""
