@@ -145,19 +145,22 @@ def segments(folder: Path) -> dict[int, Path]:
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a plain or packed segment, newlines included; a last one without is torn. A line longer than any
     real one comes in pieces. Raises OSError; a damaged packed file ends where it is damaged, with OSError."""
-    if path.name.endswith(SUFFIX) and not path.exists():
-        path = path.with_name(path.name + ".gz")  # packed since the folder was listed
-    if path.name.endswith(PACKED_SUFFIX):
+    if not path.name.endswith(PACKED_SUFFIX):
         try:
-            with gzip.open(path, "rb") as packed:
-                while line := packed.readline(MAX_LINE_BYTES):
+            file = path.open("rb")
+        except FileNotFoundError:
+            path = path.with_name(path.name + ".gz")  # packed since the folder was listed, or in this very moment
+        else:
+            with file:
+                while line := file.readline(MAX_LINE_BYTES):
                     yield line
-        except (EOFError, zlib.error) as error:
-            raise gzip.BadGzipFile(str(error)) from None
-        return
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES):
-            yield line
+            return
+    try:
+        with gzip.open(path, "rb") as packed:
+            while line := packed.readline(MAX_LINE_BYTES):
+                yield line
+    except (EOFError, zlib.error) as error:
+        raise gzip.BadGzipFile(str(error)) from None
 
 
 class Tail(msgspec.Struct, frozen=True):
