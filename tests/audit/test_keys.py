@@ -4,6 +4,7 @@ import hmac
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -96,6 +97,29 @@ async def test_a_damaged_key_is_named(shelf: Shelf, text: str) -> None:
     with pytest.raises(BookUnavailable, match=keys.SIGNING_FILE):
         shelf.open()
     assert path.read_text() == text
+
+
+async def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer overwrites the old state on purpose; a reader that had just opened it takes the new one. What is
+    damaged and stays is still told."""
+    await _two_segments(shelf)
+    path, real_open = shelf.secrets / keys.RATCHET_FILE, Path.open
+    writer = WriterKeys.load_or_create(shelf.secrets)
+    index = writer.index
+
+    def slow_open(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened = real_open(self, *arguments, **options)
+        if self == path and writer.index == index:
+            writer.erase_up_to(index)
+        return opened
+
+    monkeypatch.setattr(Path, "open", slow_open)
+    assert ReaderKeys.load(shelf.secrets).ratchet_index == index + 1
+    path.write_bytes(os.urandom(100))
+    with pytest.raises(KeyUnavailable, match="damaged"):
+        ReaderKeys.load(shelf.secrets)
 
 
 def test_hkdf_is_rfc_5869() -> None:

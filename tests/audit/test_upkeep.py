@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import random
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -57,6 +59,42 @@ async def test_rotation_by_size(quiet: Shelf) -> None:
     assert report.ok, report.problems
     assert report.segments > 3
     assert all(path.stat().st_size < 12_000 for path in quiet.folder.glob("*.jsonl"))
+
+
+async def test_a_segment_that_is_packed_as_it_is_opened_is_read(quiet: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there a moment ago under its plain name: the packed form has the same lines."""
+    (await _days(quiet, 3)).close()
+    real_open = Path.open
+
+    def late_open(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == quiet.folder / "00000000.jsonl" and not packing:
+            packing.append(True)
+            pack_closed(Files(), quiet.folder)
+        return real_open(self, *arguments, **options)
+
+    packing: list[bool] = []
+    monkeypatch.setattr(Path, "open", late_open)
+    assert quiet.inputs() == ["day 0", "day 1", "day 2"]
+    assert packing
+
+
+async def test_a_listing_that_shows_neither_form_of_a_segment_is_made_again(
+    quiet: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain form is gone before the listing comes to it, and the packed one is there after it has passed. What is
+    missing for good is still missed."""
+    (await _days(quiet, 3)).close()
+    real_iterdir, listings = Path.iterdir, []
+
+    def torn_listing(self: Path) -> Any:
+        listings.append(self)
+        return (path for path in real_iterdir(self) if len(listings) > 1 or not path.name.startswith("00000001."))
+
+    monkeypatch.setattr(Path, "iterdir", torn_listing)
+    assert list(segments(quiet.folder)) == [0, 1, 2]
+    (quiet.folder / "00000001.jsonl").unlink()
+    assert list(segments(quiet.folder)) == [0, 2]
+    assert [problem.kind for problem in quiet.verify().problems] == ["segment_missing"]
 
 
 async def test_rotation_under_load(quiet: Shelf) -> None:

@@ -246,11 +246,19 @@ def _step(index: int, state: bytes, wanted: int) -> bytes:
 
 
 def _load_ratchet(secrets: Path) -> _RatchetFile | None:
+    """None where there is none. Raises KeyUnavailable."""
+    path = secrets / RATCHET_FILE
     try:
-        return msgspec.json.decode((secrets / RATCHET_FILE).read_bytes(), type=_RatchetFile)
+        with path.open("rb") as file:
+            body = file.read()
+            mine = os.fstat(file.fileno())
     except FileNotFoundError:
         return None
+    try:
+        return msgspec.json.decode(body, type=_RatchetFile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not os.path.samestat(mine, path.stat()):
+            return _load_ratchet(secrets)  # the writer has put another one there and overwritten this one meanwhile
         raise KeyUnavailable(f"{RATCHET_FILE} is damaged") from error
 
 

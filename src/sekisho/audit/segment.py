@@ -26,6 +26,7 @@ MAX_RECORD_BYTES = 32 << 20
 MAX_LINE_BYTES = MAX_RECORD_BYTES * 4 // 3 + 1024
 SUFFIX = ".jsonl"
 PACKED_SUFFIX = ".jsonl.gz"
+_LOOKS = 3
 _NAME = re.compile(r"(\d{8,12})\.jsonl(\.gz)?")
 _LINE = re.compile(
     rb'(\{"n":([1-9][0-9]{0,17}),"p":"([A-Za-z0-9+/]{43}=)","c":"([A-Za-z0-9+/]+={0,2})"),"s":(0|[1-9][0-9]{0,9})\}\n'
@@ -133,7 +134,17 @@ def segment_name(index: int) -> str:
 
 
 def segments(folder: Path) -> dict[int, Path]:
-    """The segments of a folder in order. Where both forms lie there, packing was interrupted: the plain one counts."""
+    """The segments of a folder in order. Where both forms lie there, packing was interrupted: the plain one counts. A
+    folder that is listed while a segment is packed may show neither form of it: where one seems to be missing, it is
+    listed again."""
+    for _ in range(_LOOKS - 1):
+        found = _listed(folder)
+        if not found or len(found) == max(found) - min(found) + 1:
+            return found
+    return _listed(folder)
+
+
+def _listed(folder: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):  # the plain name sorts before the packed one
         match = _NAME.fullmatch(path.name)
