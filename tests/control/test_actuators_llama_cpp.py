@@ -15,14 +15,14 @@ from actuator_harness import KEY, LLAMA_METRICS, UNLIKE, Llama, NotedSwapper, Wo
 from hypothesis import given
 from policy_strategies import policies
 
-from sekisho.control.actuators import create, kv_bytes
+from sekisho.control.actuators import create
 from sekisho.control.actuators.base import DEFAULTS, fields
 from sekisho.control.actuators.engine_http import Answer
 from sekisho.control.actuators.llama_cpp import changes, flags, read, target
 from sekisho.control.actuators.metrics_text import samples
 from sekisho.control.base import Actuator, ActuatorFailed
 from sekisho.control.policy import EngineSection, KvSection, Policy, SchedulerSection
-from sekisho.engines import builtin
+from sekisho.engines import builtin, kv_size
 from sekisho.engines.config import ModelConfig
 
 CONFIG = ModelConfig("m", path="builtin", context=1024, slots=2, threads=1)
@@ -196,7 +196,7 @@ async def test_a_swap_that_fails_is_told_with_the_reason(noted: tuple[NotedSwapp
 def test_a_state_is_computed_from_tokens_and_the_models_shape() -> None:
     """Of two slots one holds 200 tokens; the other was never used. Levels follow the types."""
     listed = [{"id": 0, "n_ctx": 1024}, {"id": 1, "n_ctx": 1024, "id_task": 4, "n_prompt_tokens": 200}]
-    slots, shape = Answer(200, msgspec.json.encode(listed)), kv_bytes.shape(builtin.path())
+    slots, shape = Answer(200, msgspec.json.encode(listed)), kv_size.shape(builtin.path())
     state = read(CONFIG, slots, samples(LLAMA_METRICS), shape)
     assert (state.running, state.waiting, state.slots, state.accept_rate) == (1, 2, 2, 0.25)
     assert state.kv is not None
@@ -214,7 +214,7 @@ def test_a_state_is_computed_from_tokens_and_the_models_shape() -> None:
 def test_a_llama_cpp_that_does_not_tell_its_tokens_is_believed_nothing(listed: Any) -> None:
     """An older one, or one with its slots hidden: no bytes, with the reason."""
     slots = Answer(200 if listed else 501, msgspec.json.encode(listed))
-    state = read(CONFIG, slots, {}, kv_bytes.shape(builtin.path()))
+    state = read(CONFIG, slots, {}, kv_size.shape(builtin.path()))
     assert state.kv is None or state.kv.used_bytes is None
     assert "does not tell" in (state.reason or "")
 
@@ -234,7 +234,7 @@ def test_a_model_whose_layers_differ_is_not_computed(tmp_path: Path, key: str, v
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert reason in str(kv_bytes.shape(tmp_path / "m.gguf"))
+    assert reason in str(kv_size.shape(tmp_path / "m.gguf"))
 
 
 def test_key_value_heads_by_layer_are_summed(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_key_value_heads_by_layer_are_summed(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert kv_bytes.shape(tmp_path / "m.gguf") == kv_bytes.KvShape(320, 160)
+    assert kv_size.shape(tmp_path / "m.gguf") == kv_size.KvShape(10, 32, 16)
 
 
 # --- with a real llama.cpp -------------------------------------------------------------------------------------------
@@ -277,10 +277,10 @@ def test_the_computed_size_is_the_one_that_llama_cpp_allocates(keys: str, values
         told = next((found for line in child.stderr if (found := pattern.search(line))), None)
         child.kill()
     assert told is not None
-    shape = kv_bytes.shape(builtin.path())
-    assert isinstance(shape, kv_bytes.KvShape)
+    shape = kv_size.shape(builtin.path())
+    assert isinstance(shape, kv_size.KvShape)
     for values_of_a_token, kind, mib in ((shape.keys, keys, told[1]), (shape.values, values, told[2])):
-        assert round(1024 * values_of_a_token * kv_bytes.BITS[kind] / 8 / 2**20, 2) == float(mib)
+        assert round(1024 * values_of_a_token * kv_size.KV_BITS[kind] / 8 / 2**20, 2) == float(mib)
 
 
 async def test_what_the_slots_hold_is_counted(worker: WorkerSwapper, hand: Actuator) -> None:

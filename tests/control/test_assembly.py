@@ -8,9 +8,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from sekisho.control.address import TOKEN_ENV, TOKEN_FILE
-from sekisho.control.assembly import EngineAddress, Place, serve
+from sekisho.control.assembly import EngineAddress, Place, _layers, serve
 from sekisho.control.config import ControlConfig, QualityLoopConfig
 from sekisho.control.policy_book import PolicyBook
 from sekisho.control.policy_changes import PolicyProblem
@@ -119,3 +120,43 @@ async def test_somebody_who_watches_does_not_keep_it_from_ending(
             response = await session.get(f"{at}/v1/events")
             assert response.status == 200
         assert not (tmp_path / "run" / "agent.json").exists()
+
+
+async def test_a_lemonade_server_tells_of_its_npu(tmp_path: Path) -> None:
+    """Its system-stats are asked where an engine is Lemonade, with its key."""
+
+    async def stats(request: web.Request) -> web.Response:
+        asked.append((request.path, request.headers.get("Authorization")))
+        return web.json_response({"cpu_percent": 10.0, "memory_gb": 4.0, "gpu_percent": 5.0, "npu_percent": 50.0})
+
+    asked: list[tuple[str, str | None]] = []
+    application = web.Application()
+    application.router.add_get("/v1/system-stats", stats)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    config = ModelConfig(name="m", engine="openai_http", url=url, options={"actuator": "lemonade"})
+    where = place(tmp_path, EngineAddress(config, url, "k"))
+    async with running(where) as agent_url:
+        devices = {each["kind"]: each for each in (await until_devices(agent_url, "npu"))}
+    await runner.cleanup()
+    assert devices["npu"]["utilisation"] == 0.5
+    assert asked[0] == ("/v1/system-stats", "Bearer k")
+
+
+async def until_devices(url: str, kind: str) -> Any:
+    """The devices of the first look that has one of this kind."""
+    async with asyncio.timeout(30):
+        while True:
+            devices = (await get(url + "/v1/metrics"))["devices"]
+            if any(each["kind"] == kind for each in devices):
+                return devices
+            await asyncio.sleep(0.05)
+
+
+def test_a_common_number_of_layers_is_that_of_the_smallest_model(tmp_path: Path) -> None:
+    """By the files' heads; a file that is gone, or another engine, says nothing."""
+    gone = EngineAddress(ModelConfig(name="gone", path=str(tmp_path / "none.gguf")), None)
+    assert _layers((gone, NOWHERE)) is None
+    assert _layers((gone, EngineAddress(ModelConfig(name="mini", path="builtin"), None))) == 6

@@ -9,10 +9,11 @@ from faults_harness import CPU, ENGINE, GPU, MEMORY, Site, signals
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sekisho.control.balancer import BITS, ORDER, Balance, Balancer, Band, Step, load, usage
+from sekisho.control.balancer import ORDER, Balance, Balancer, Band, Step, load, usage
 from sekisho.control.base import DeviceState, EngineState
 from sekisho.control.fallback import Fallbacks
 from sekisho.control.policy import EngineSection, KvSection, Policy
+from sekisho.engines.kv_size import KV_BITS
 
 set_to = msgspec.structs.replace
 FULL_GPU, FULL = set_to(GPU, used_bytes=98), set_to(MEMORY, used_bytes=95)
@@ -118,7 +119,7 @@ def test_less_memory_is_never_more_bits_than_an_engine_has(
         seen.append(run.site.policy.kv)
     for kv in seen:
         for kind, was in zip((kv.key_type, kv.value_type), told, strict=True):
-            assert kind is None or BITS[kind] < BITS[was]
+            assert kind is None or KV_BITS[kind] < KV_BITS[was]
     assert (seen[-1].key_type, seen[-1].value_type) == found
     both = Run(Policy(engine=EngineSection(slots=1)))
     whole = set_to(ENGINE, model="n", settings={"kv_type_k": "f16", "kv_type_v": "f16"})
@@ -293,4 +294,4 @@ def test_a_band_without_a_gap_is_refused() -> None:
     """Without hysteresis it would flap."""
     with pytest.raises(ValueError, match="low < high"):
         Band(0.8, 0.8)
-    assert set(BITS) > {"f16", "q8_0", "q4_0"}
+    assert set(KV_BITS) > {"f16", "q8_0", "q4_0"}

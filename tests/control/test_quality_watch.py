@@ -11,6 +11,7 @@ from sekisho.control.base import ActuatorFailed, Applied, EngineState, Signals
 from sekisho.control.notification import Alert
 from sekisho.control.perplexity import texts
 from sekisho.control.perplexity.base import Delta, Measurement, Unmeasured
+from sekisho.control.perplexity.compare import Agreement
 from sekisho.control.perplexity.measure import Compared, Target
 from sekisho.control.policy import Policy
 from sekisho.control.quality_schedule import ScheduleSettings
@@ -246,4 +247,44 @@ async def test_16_bits_are_not_measured_against_16_bits(tmp_path: Path) -> None:
     await scene.look()
     view = scene.watch.view_of("mini")
     assert (len(scene.measured), view.delta_ppl, view.reason, view.last_run is None) == (2, None, WHOLE, False)
+    await scene.agent.close()
+
+
+async def test_a_full_run_compares_the_two_routes(tmp_path: Path) -> None:
+    """Where the process that measures and the worker that serves do not see the same, people are told; the record has
+    both figures. A light run does not ask, and an engine with one route has no agreement."""
+    scene = Scene(tmp_path)
+    asked: list[str] = []
+
+    async def check(target: Target, job: Any) -> Agreement:
+        asked.append(job.kind)
+        if len(asked) > 1:
+            raise Unmeasured("only a running llama.cpp worker can be cross-checked")
+        return Agreement(False, 2.3, 2.5, 0.08, 0.4, 24, 0.005, "24 positions: the routes disagree")
+
+    scene.watch._check = check
+    light = await scene.watch.measure("mini", "light")
+    full = await scene.watch.measure("mini", "full")
+    again = await scene.watch.measure("mini", "full")
+    assert (light["agreement"], full["agreement"].agrees, again["agreement"]) == (None, False, None)
+    assert asked == ["full", "full"]
+    assert [alert.kind for alert in scene.alerts] == ["quality.routes_disagree"]
+    await scene.agent.close()
+
+
+async def test_the_status_is_what_the_verdict_says(tmp_path: Path) -> None:
+    """A difference above the limit that may be chance is unclear, not an alert."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    await scene.watch.measure("mini", "light")
+    assert scene.watch.view_of("mini").status == "alert"
+    sure = scene.compare
+
+    async def unsure(*arguments: Any) -> Compared:
+        found = await sure(*arguments)
+        return msgspec.structs.replace(found, delta=msgspec.structs.replace(found.delta, low=-0.1))
+
+    scene.watch._compare = unsure
+    await scene.watch.measure("mini", "light")
+    assert scene.watch.view_of("mini").status == "unclear"
     await scene.agent.close()

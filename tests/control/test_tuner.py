@@ -13,8 +13,9 @@ from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import PolicyProblem
 from sekisho.control.tuner import tune
 from sekisho.control.tuner_report import TuningReport, lines
-from sekisho.control.tuner_space import Axis, KvShape, Space, contexts_that_fit
+from sekisho.control.tuner_space import Axis, Space, contexts_that_fit
 from sekisho.control.tuner_target import Budget, Goal, Limits, Target
+from sekisho.engines.kv_size import KvShape
 
 FASTER = Target("decode_tokens_per_s")
 BUDGET = Budget(measurements=90, seconds=1e6)
@@ -238,9 +239,9 @@ def test_a_sample_has_every_choice_about_equally_often() -> None:
 
 
 def test_the_kv_bytes_of_llama_3_2_1b() -> None:
-    """32,768 bytes a token at f16 (FIELD.md), so 4 contexts of 4,096 tokens in 512 MiB, 7 at q8_0, 14 at q4_0."""
-    shape = KvShape(layers=16, kv_heads=8, key_size=64, value_size=64)
-    assert shape.bytes_per_token("f16", "f16") == 32_768
+    """32,768 bytes a token at f16, so 4 contexts of 4,096 tokens in 512 MiB, 7 at q8_0, 14 at q4_0."""
+    shape = KvShape(heads=16 * 8, key_size=64, value_size=64)
+    assert shape.token_bytes("f16", "f16") == 32_768
     fit = [contexts_that_fit(512 * 2**20, shape, 4096, kind, kind) for kind in ("f16", "q8_0", "q4_0")]
     assert fit == [4, 7, 14]
     assert contexts_that_fit(2**20, shape, 4096, "q4_0", "q4_0", staging_bytes=2**21) == 0

@@ -6,9 +6,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sekisho.engines.kv_size import KV_BITS
 from sekisho.ops.catalogue import (
     GIB,
-    KV_BYTES,
     Wish,
     catalogue,
     find,
@@ -23,7 +23,7 @@ wishes = st.builds(
     Wish,
     context=st.integers(256, 40_000),
     slots=st.integers(1, 16),
-    kv_type=st.sampled_from(sorted(KV_BYTES)),
+    kv_type=st.sampled_from(sorted(KV_BITS)),
     use=st.sampled_from(["chat", "embedding"]),
     language=st.sampled_from([None, "ja", "en"]),
 )

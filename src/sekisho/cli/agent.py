@@ -31,6 +31,17 @@ def agent(
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65535, help="Where the agent listens; 0: any free port.")
     ] = None,
+    optimization: Annotated[str | None, typer.Option("--optimization", help="inferos, or none: the baseline.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="hybrid, gpu_only or npu_only.")] = None,
+    kv_quantization: Annotated[
+        str | None, typer.Option("--kv-quantization", help="enabled or disabled: kv.mode from the start.")
+    ] = None,
+    batch_size: Annotated[str | None, typer.Option("--batch-size", help="Requests at once: engine.slots.")] = None,
+    max_tokens: Annotated[str | None, typer.Option("--max-tokens", help="Only says where that is set.")] = None,
+    quality_threshold: Annotated[
+        str | None, typer.Option("--quality-threshold", help="quality.max_delta_ppl from the start.")
+    ] = None,
+    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="Only says where that is set.")] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,14 +50,29 @@ def agent(
 
     from sekisho.control import process
     from sekisho.control.assembly import Place
+    from sekisho.control.environment import from_flags
     from sekisho.control.policy_book import PolicyBookError
-    from sekisho.control.policy_changes import PolicyProblem
+    from sekisho.control.policy_changes import PolicyProblem, overlaid
 
     out, place = Output(as_json=as_json), at_home(home)
     place.create()
     try:
         config, changes = process.adjusted(settings_of(place).control, os.environ)
         config = config if port is None else msgspec.structs.replace(config, port=port)
+        told = from_flags(
+            {
+                "--optimization": optimization,
+                "--mode": mode,
+                "--kv-quantization": kv_quantization,
+                "--batch-size": batch_size,
+                "--max-tokens": max_tokens,
+                "--quality-threshold": quality_threshold,
+                "--memory-limit": memory_limit,
+            }
+        )
+        for note in told.notes:
+            out.warn(note)
+        changes = overlaid(changes, told.changes)
         where = Place(place, config, (_address(engine, kind, model, key_env),), changes=changes)
         process.run(where, lambda url, token: _tell(out, url, token, str(place.secrets / "agent.token")))
     except PolicyProblem as error:

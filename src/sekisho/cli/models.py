@@ -238,10 +238,11 @@ def recommend(
     as_json: JsonOption = False,
 ) -> None:
     """Say which models fit this machine: weights, KV cache and overhead against free memory."""
+    from sekisho.engines.kv_size import KV_BITS
     from sekisho.ops import catalogue, hardware
 
     out, place = Output(as_json=as_json), at_home(home)
-    _one_of("--kv-type", kv_type, sorted(catalogue.KV_BYTES))
+    _one_of("--kv-type", kv_type, sorted(KV_BITS))
     _one_of("--use", use, ["chat", "embedding"])
     wish = catalogue.Wish(context, slots, kv_type, use, language)  # type: ignore[arg-type]  # checked just above
     machine = hardware.detect(place.path)

@@ -46,7 +46,10 @@ from sekisho.control.reactions import Reactions, read_overlay
 from sekisho.control.totals import Totals
 from sekisho.control.window import Window
 from sekisho.core.clock import Clock, SystemClock
+from sekisho.engines import gguf_header
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.llama_worker import model_path
+from sekisho.engines.worker_process import WorkerError
 from sekisho.ops.home import Home
 
 log = logging.getLogger("sekisho.control")
@@ -155,7 +158,8 @@ class _Assembled:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         book = _opened(folder, clock)
         hands = {engine.config.name: _hand(engine, place.swapper) for engine in place.engines}
-        devices = Devices(clock)
+        lemonade = _lemonade(place.engines)
+        devices = Devices(clock, lemonade_url=lemonade and lemonade.url, lemonade_key=lemonade and lemonade.key)
         bus, window, feed = EventBus(), Window(place.config.window_s, clock=clock), self._feed()
         if feed is None:
             window.take(Batch(reason="no gateway of Sekisho is in front: requests are not seen"))
@@ -215,7 +219,8 @@ class _Assembled:
     def _reactions(self, agent: Agent, tell: Callable[[Alert], None]) -> Reactions:
         overlay_file = self._place.folder / "overlay.json"
         overlay = read_overlay(overlay_file)
-        fallbacks, balancer = Fallbacks(random.Random(), overlay=overlay), Balancer(overlay=overlay)
+        fallbacks = Fallbacks(random.Random(), overlay=overlay)
+        balancer = Balancer(overlay=overlay, layers=_layers(self._place.engines))
         return Reactions(agent.policies, fallbacks, balancer, tell, self._clock, overlay_file, lambda: agent.config.act)
 
     def _watch_quality(self, agent: Agent, bus: EventBus, tell: Callable[[Alert], None]) -> QualityWatch:
@@ -294,6 +299,29 @@ def _opened(folder: Path, clock: Clock) -> PolicyBook:
         return PolicyBook(folder, clock)
     except BookInUse as error:
         raise OSError(f"another control agent is at work: {error}") from error
+
+
+def _lemonade(engines: tuple[EngineAddress, ...]) -> EngineAddress | None:
+    """The first Lemonade server, at its root: it tells of an NPU, which nothing else here does."""
+    for engine in engines:
+        if engine.config.options.get("actuator") == "lemonade" and engine.url is not None:
+            return engine._replace(url=engine.url.removesuffix("/v1"))
+    return None
+
+
+def _layers(engines: tuple[EngineAddress, ...]) -> int | None:
+    """The fewest layers of a model of llama.cpp, so that a common number of layers on the card means something for all;
+    None where no file tells. Reads the files' heads."""
+    counts = []
+    for engine in engines:
+        if engine.config.engine == "llama_cpp":
+            try:
+                told = gguf_header.values(model_path(engine.config), ("block_count",)).get("block_count")
+            except (OSError, ValueError, WorkerError) as error:
+                log.info("the layers of %s are not known: %s", engine.config.name, error)
+                continue
+            counts += [told] if isinstance(told, int) else []
+    return min(counts, default=None)
 
 
 def _target(engine: EngineAddress) -> Target:

@@ -13,17 +13,15 @@ from sekisho.control.base import Signals
 from sekisho.control.fallback_rules import PRECEDENCE, slots_now
 from sekisho.control.overlay import Overlay, in_full, nested, value_of
 from sekisho.control.policy import Policy
+from sekisho.engines.config import KvType
+from sekisho.engines.kv_size import KV_BITS
 
 Resource = Literal["gpu", "vram", "cpu", "ram"]
 Kind = Literal["batch", "offload", "precision"]
 Load = Literal["pressed", "between", "easy", "unknown"]
 ORDER: Final[tuple[Kind, ...]] = ("batch", "offload", "precision")
 RANK: Final = len(PRECEDENCE)  # after every fallback
-BITS: Final[Mapping[str, float]] = MappingProxyType(
-    {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}
-)
-"""Bits per value of llama.cpp's KV types, scales included."""
-_LADDER_OF_TYPES: Final = ("q8_0", "q4_0")
+_LADDER_OF_TYPES: Final[tuple[KvType, ...]] = ("q8_0", "q4_0")
 _TOLD_AS: Final = {"kv.key_type": "kv_type_k", "kv.value_type": "kv_type_v"}  # in an engine's settings
 _HISTORY: Final = 200
 REFUSED_AGAIN_S: Final = 900.0  # a try may hold turns for a minute
@@ -282,10 +280,10 @@ class Balancer:
             self._skipped["precision"] = "an engine that is not ready does not tell its types"
             return {}
         now = {name: self._bits(name, signals, policy) for name in _TOLD_AS}
-        lower = next((kind for kind in types if BITS[kind] < max(now.values())), None)
+        lower = next((kind for kind in types if KV_BITS[kind] < max(now.values())), None)
         if lower is None:
             return {}
-        fields: dict[str, Any] = {name: lower for name, bits in now.items() if BITS[lower] < bits}
+        fields: dict[str, Any] = {name: lower for name, bits in now.items() if KV_BITS[lower] < bits}
         if lower == _LADDER_OF_TYPES[-1] and mode != "throughput_optimized":
             fields["kv.mode"] = "throughput_optimized"  # for engines with a tiered cache instead of one type
         return fields
@@ -297,7 +295,7 @@ class Balancer:
         told: list[Any] = (
             [kind] if kind is not None else [engine.settings.get(_TOLD_AS[name]) for engine in signals.engines]
         )
-        return min((BITS[each] for each in told if each in BITS), default=BITS["f16"])
+        return min((KV_BITS[each] for each in told if each in KV_BITS), default=KV_BITS["f16"])
 
 
 _WANTS: Final[Mapping[Kind, Callable[[Balancer, Resource, Signals, Policy], dict[str, Any]]]] = MappingProxyType(

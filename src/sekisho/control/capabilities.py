@@ -5,6 +5,7 @@ in child processes with a deadline, since drivers abort and hang. The findings a
 and hardware stay what they were.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -164,12 +165,11 @@ class Prober:
     def cached(self, file: Path, now: float, *, refresh: bool = False) -> Capabilities:
         """What the file says as long as it holds, else `probe`, written down. Raises OSError where it cannot be."""
         if not refresh:
-            try:
+            # Nothing may be known yet, or another version of ours wrote it.
+            with contextlib.suppress(FileNotFoundError, Undecodable):
                 known = decoded(file.read_bytes(), Capabilities)
                 if known.key == self.key():
                     return known
-            except (FileNotFoundError, Undecodable):
-                pass  # nothing is known yet, or another version of ours wrote it
         found = self.probe(now)
         write_atomically(file, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
         return found

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -15,7 +15,8 @@ from sekisho.control.history import QUALITY, History
 from sekisho.control.notification import Alert
 from sekisho.control.perplexity.base import Kind, Unmeasured
 from sekisho.control.perplexity.baselines import Baselines
-from sekisho.control.perplexity.measure import Compared, Job, Target, compared
+from sekisho.control.perplexity.compare import Agreement
+from sekisho.control.perplexity.measure import Compared, Job, Target, compared, cross_checked
 from sekisho.control.perplexity.texts import Text
 from sekisho.control.policy import Policy
 from sekisho.control.policy_book import PolicyBookError
@@ -35,6 +36,9 @@ BY = "agent quality"
 WHOLE = "the KV cache is at 16 bits: there is nothing to compare it with"
 
 Compare = Callable[[Target, Job, Clock, Baselines], Awaitable[Compared]]
+Check = Callable[[Target, Job], Awaitable[Agreement]]
+_STATUS: Final = {**dict.fromkeys(("good", "recovered", "step_back"), "within_threshold"), "unclear": "unclear"}
+"""Of the published interface, by the verdict's level; all others are an alert."""
 
 
 class QualitySettings(msgspec.Struct, frozen=True):
@@ -92,9 +96,11 @@ class QualityWatch:
         clock: Clock,
         compare: Compare = compared,
         acts: Callable[[], bool] | None = None,
+        check: Check = cross_checked,
     ) -> None:
         """`targets`: by model, what would be measured now. `acts`: whether it may act now (None: the settings')."""
         self._compare = compare
+        self._check = check
         self._acts = acts if acts is not None else lambda: settings.acts
         self._settings = settings
         self._targets = targets
@@ -216,18 +222,41 @@ class QualityWatch:
         else:
             watched.schedule.done(kind)
         self._show(watched, kind, found, reason)
+        agreement = await self._cross_checked(watched.model, target, job) if found is not None else None
         verdict = await self._judge(watched, target, Finding(kind, found.delta if found else None, reason))
-        record = {"model": watched.model, "kind": kind, "compared": found, "reason": reason, "verdict": verdict}
+        if found is not None:
+            watched.view = msgspec.structs.replace(watched.view, status=_STATUS.get(verdict.level, "alert"))
+        record = {
+            "model": watched.model,
+            "kind": kind,
+            "compared": found,
+            "agreement": agreement,
+            "reason": reason,
+            "verdict": verdict,
+        }
         await asyncio.to_thread(self._history.append, QUALITY, record)
         self._bus.publish("quality", self._clock.now(), record)
         return record
+
+    async def _cross_checked(self, model: str, target: Target, job: Job) -> Agreement | None:
+        """In a full run of an engine with two routes: whether the process that measures and the worker that serves see
+        the same. Where they do not, the figure is not to be trusted, and people are told."""
+        if job.kind != "full":
+            return None
+        try:
+            agreement = await self._check(target, job)
+        except Unmeasured as error:
+            log.info("%s is measured by one route: %s", model, error)
+            return None
+        if not agreement.agrees:
+            facts = {"relative": agreement.relative, "limit": agreement.tolerance}
+            self._tell(Alert("quality.routes_disagree", model, "warning", agreement.why, self._clock.now(), facts))
+        return agreement
 
     def _show(self, watched: _Watched, kind: Kind, found: Compared | None, reason: str | None) -> None:
         if found is None:
             watched.view = msgspec.structs.replace(watched.view, status="not measured", reason=reason)
             return
-        limit = self._policies.current(watched.model).quality.max_delta_ppl
-        status = "within_threshold" if found.delta.value <= limit else "alert"
         watched.view = QualityView(
             found.baseline.perplexity,
             found.measured.perplexity,
@@ -238,7 +267,6 @@ class QualityWatch:
             found.measured.tokens,
             found.measured.at,
             found.measured.at if kind == "full" else watched.view.last_full,
-            status=status,
             reason=found.delta.reason,
         )
 

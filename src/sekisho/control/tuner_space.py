@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,11 +11,7 @@ import numpy as np
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import merged
 from sekisho.engines.config import KvType
-
-BITS: Final[Mapping[KvType, float]] = {
-    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5,
-}  # fmt: skip
-"""Bits per value in llama.cpp's KV types, scales included."""
+from sekisho.engines.kv_size import KvShape
 
 Place = tuple[int, ...]
 """Which choice of each axis."""
@@ -111,21 +107,8 @@ class Space:
         )
 
 
-class KvShape(msgspec.Struct, frozen=True):
-    """What a model keeps per token: layers × KV heads × the sizes of a key and a value."""
-
-    layers: int
-    kv_heads: int
-    key_size: int
-    value_size: int
-
-    def bytes_per_token(self, key_type: KvType, value_type: KvType) -> float:
-        bits = self.key_size * BITS[key_type] + self.value_size * BITS[value_type]
-        return self.layers * self.kv_heads * bits / 8
-
-
 def contexts_that_fit(
     budget_bytes: int, shape: KvShape, context: int, key_type: KvType, value_type: KvType, staging_bytes: int = 0
 ) -> int:
     """How many contexts of so many tokens the budget holds. `staging_bytes`: what of it something else needs."""
-    return max(0, int((budget_bytes - staging_bytes) // (shape.bytes_per_token(key_type, value_type) * context)))
+    return max(0, int((budget_bytes - staging_bytes) // (shape.token_bytes(key_type, value_type) * context)))

@@ -8,22 +8,10 @@ import msgspec
 import yaml
 
 from sekisho.engines.config import KvType
+from sekisho.engines.kv_size import KV_BITS
 from sekisho.ops.hardware import Hardware
 
 GIB = 1 << 30
-KV_BYTES: dict[KvType, float] = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
-"""Bytes per value: blocks of 32 values with their scales."""
-
 RUNTIME_BYTES = 400 << 20  # engine, buffers for the computation, per process
 WEIGHTS_OVERHEAD = 0.03  # work buffers grow with the model's width
 VRAM_SHARE = 0.92  # of what is free: drivers and desktops take some back
@@ -122,7 +110,7 @@ def kv_bytes(entry: Entry, context: int, slots: int, kv_type: KvType) -> int:
     full = entry.layers if entry.full_layers is None else entry.full_layers
     seen = context if entry.window is None else min(context, entry.window + BATCH_TOKENS)
     tokens_by_layers = full * context + (entry.layers - full) * seen
-    return int(2 * tokens_by_layers * slots * entry.kv_heads * entry.head_dim * KV_BYTES[kv_type])
+    return int(2 * tokens_by_layers * slots * entry.kv_heads * entry.head_dim * KV_BITS[kv_type] / 8)
 
 
 def need(entry: Entry, wish: Wish) -> Need:

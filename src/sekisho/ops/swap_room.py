@@ -6,41 +6,19 @@ difference that the new settings make. Where a figure is missing the answer is n
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import psutil
 
-from sekisho.engines import gguf_header, llama_worker
-from sekisho.engines.config import KvType, ModelConfig
+from sekisho.engines import kv_size, llama_worker
+from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import WorkerError
 from sekisho.ops.gpu_sample import GpuReading, read_gpus
 from sekisho.ops.hardware import cgroup_limit
 
 How = Literal["side_by_side", "one_after_other"]
 MIB: Final = 2**20
-_HEADS: Final = frozenset(
-    {
-        "block_count",
-        "embedding_length",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-    }
-)
-# ggml's blocks: of 32 values in the quantised types.
-_BYTES_A_VALUE: Final[dict[KvType, float]] = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -143,22 +121,12 @@ def kv_bytes(config: ModelConfig) -> int | None:
     """The KV cache that llama.cpp takes for a model, at most (layers with a window take less); None where the file
     does not tell."""
     try:
-        told = gguf_header.values(llama_worker.model_path(config), _HEADS)
-    except (OSError, WorkerError, ValueError):
+        shape = kv_size.shape(llama_worker.model_path(config), at_most=True)
+    except WorkerError:
         return None
-    layers, heads = told.get("block_count"), _listed(told.get("attention.head_count"))
-    kv_heads = _listed(told.get("attention.head_count_kv")) or heads
-    if not isinstance(layers, int) or not kv_heads or not heads or not heads[0]:
+    if isinstance(shape, str):
         return None
-    each = told.get("embedding_length", 0) // heads[0]
-    key, value = (told.get(f"attention.{side}_length", each) for side in ("key", "value"))
-    total_heads = sum(kv_heads) if len(kv_heads) == layers else kv_heads[0] * layers
-    a_token = total_heads * (key * _BYTES_A_VALUE[config.kv_type_k] + value * _BYTES_A_VALUE[config.kv_type_v])
-    return round(a_token * config.context * config.slots) or None
-
-
-def _listed(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else value if isinstance(value, list) else []
+    return round(shape.token_bytes(config.kv_type_k, config.kv_type_v) * config.context * config.slots) or None
 
 
 def problem(config: ModelConfig) -> str | None:

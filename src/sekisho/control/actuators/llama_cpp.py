@@ -9,14 +9,16 @@ from typing import Any, Final
 import msgspec
 
 from sekisho.control.actuators import kv_bytes
-from sekisho.control.actuators.base import Swapper, Wanted, answers, asks, fields, joined, whole_mib
-from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, Answer, EngineHttp
+from sekisho.control.actuators.base import Wanted, answers, asks, fields, joined, whole_mib
+from sekisho.control.actuators.engine_http import Answer
 from sekisho.control.actuators.metrics_text import Samples, accept_rate, samples, total
-from sekisho.control.actuators.swapping import WhereIsIt, Worker, context_wanted
+from sekisho.control.actuators.swapping import WorkerActuator, context_wanted
 from sekisho.control.base import Applied, Effect, EngineState, KvState
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import kv_types
+from sekisho.engines import kv_size
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.kv_size import KvShape
 
 LABEL: Final = "llama.cpp"
 _BY_ITSELF: Final[Mapping[str, Any]] = {"cache_ram_mib": 8192, "speculation": "off"}
@@ -142,27 +144,12 @@ def _by_hand(config: ModelConfig) -> str:
     return f"{LABEL} takes it at its start only, and nobody here can start it anew: start it with {flags(config)}"
 
 
-class LlamaCppActuator:
+class LlamaCppActuator(WorkerActuator):
     """A worker of ours, or with `swapper` None any llama-server, of which the settings are then only believed."""
 
     engine = "llama_cpp"
     label = LABEL
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        url: str | None,
-        key: str | None,
-        swapper: Swapper | None = None,
-        placed: WhereIsIt | None = None,
-    ) -> None:
-        self.model = config.name
-        self._http = EngineHttp(config.name, LABEL, url, key)
-        self._worker = Worker(config, self._http, swapper, placed)
-        self._shape: kv_bytes.KvShape | str | None = None
-
-    async def state(self) -> EngineState:
-        return await self._worker.told(STATE_DEADLINE_S, self.engine, self._state())
+    _shape: KvShape | str | None = None  # read once
 
     async def _state(self) -> EngineState:
         await self._worker.look()
@@ -197,11 +184,8 @@ class LlamaCppActuator:
         worker = self._worker
         return changes(policy, worker.config, worker.configured, can_swap=worker.can_swap)
 
-    async def close(self) -> None:
-        await self._http.close()
 
-
-def _shape(config: ModelConfig) -> kv_bytes.KvShape | str:
+def _shape(config: ModelConfig) -> KvShape | str:
     """Reads the model file's head."""
     from sekisho.engines.llama_worker import WorkerError, model_path
 
@@ -209,10 +193,10 @@ def _shape(config: ModelConfig) -> kv_bytes.KvShape | str:
         path: Path = model_path(config)
     except WorkerError as error:
         return f"the KV cache's size cannot be computed: {error}"
-    return kv_bytes.shape(path)
+    return kv_size.shape(path)
 
 
-def read(config: ModelConfig, slots: Answer, told: Samples, known: kv_bytes.KvShape | str) -> EngineState:
+def read(config: ModelConfig, slots: Answer, told: Samples, known: KvShape | str) -> EngineState:
     """A state out of what `/slots` and `/metrics` said. Of the KV cache llama.cpp tells tokens, not bytes."""
     listed = _listed(slots)
     running = total(told, "llamacpp:requests_processing")
@@ -250,7 +234,7 @@ def _listed(slots: Answer) -> list[dict[str, Any]] | None:
 
 
 def _kv(
-    config: ModelConfig, listed: list[dict[str, Any]] | None, known: kv_bytes.KvShape | str
+    config: ModelConfig, listed: list[dict[str, Any]] | None, known: KvShape | str
 ) -> tuple[KvState | None, str | None]:
     if isinstance(known, str):
         return None, known

@@ -1,13 +1,14 @@
 """A worker of ours: where it is, which settings it runs with, and how it comes to others."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
 
 from sekisho.control.actuators.base import Swapper, Wanted, done, joined
-from sekisho.control.actuators.engine_http import EngineHttp, within
+from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, EngineHttp, within
 from sekisho.control.base import ActuatorFailed, Applied, Effect, EngineState
 from sekisho.core.decoding import Undecodable
 from sekisho.core.errors import SekishoError
@@ -78,6 +79,35 @@ class Worker:
         self.config = _now(report.now, new)
         await self.look()
         return done(planned, "swap")
+
+
+class WorkerActuator(ABC):
+    """The hand on a worker of ours, as an `Actuator`; what differs between engines is `_state`, `plan` and `apply`."""
+
+    engine: str
+    label: str
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        url: str | None,
+        key: str | None,
+        swapper: Swapper | None = None,
+        placed: WhereIsIt | None = None,
+    ) -> None:
+        self.model = config.name
+        self._http = EngineHttp(config.name, self.label, url, key)
+        self._worker = Worker(config, self._http, swapper, placed)
+
+    async def state(self) -> EngineState:
+        return await self._worker.told(STATE_DEADLINE_S, self.engine, self._state())
+
+    @abstractmethod
+    async def _state(self) -> EngineState:
+        """Looks where the worker is, and asks it. Raises ActuatorFailed."""
+
+    async def close(self) -> None:
+        await self._http.close()
 
 
 def differing(old: ModelConfig, new: ModelConfig) -> dict[str, Any]:

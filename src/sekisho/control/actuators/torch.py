@@ -5,9 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from sekisho.control.actuators.base import Swapper, Wanted, answers, asks, done, joined
-from sekisho.control.actuators.engine_http import STATE_DEADLINE_S, EngineHttp
-from sekisho.control.actuators.swapping import WhereIsIt, Worker, context_wanted
+from sekisho.control.actuators.base import Wanted, answers, asks, done, joined
+from sekisho.control.actuators.swapping import WorkerActuator, context_wanted
 from sekisho.control.base import Applied, Effect, EngineState, KvState
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import kv_policy
@@ -124,26 +123,11 @@ def _kv_changes(old: KVPolicy, new: KVPolicy) -> dict[str, Any]:
     return {name: value for name, value in after.items() if before[name] != value}
 
 
-class TorchActuator:
+class TorchActuator(WorkerActuator):
     """A worker of ours."""
 
     engine = "torch"
     label = LABEL
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        url: str | None,
-        key: str | None,
-        swapper: Swapper | None = None,
-        placed: WhereIsIt | None = None,
-    ) -> None:
-        self.model = config.name
-        self._http = EngineHttp(config.name, LABEL, url, key)
-        self._worker = Worker(config, self._http, swapper, placed)
-
-    async def state(self) -> EngineState:
-        return await self._worker.told(STATE_DEADLINE_S, self.engine, self._state())
 
     async def _state(self) -> EngineState:
         await self._worker.look()
@@ -181,9 +165,6 @@ class TorchActuator:
             return changes(policy, worker.config, kv, worker.configured, can_swap=worker.can_swap)
         except ValueError as error:
             raise self._http.failed(f"kv: {error}", "correct `kv` in the model's settings") from None
-
-    async def close(self) -> None:
-        await self._http.close()
 
 
 def read(config: ModelConfig, told: Told) -> EngineState:

@@ -1,0 +1,85 @@
+"""`sekisho agent`: what is told before it runs, and the flags that become its policy."""
+
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sekisho.cli.agent_client import AgentClient
+from sekisho.control.address import read_address, read_token
+
+
+class Engine(BaseHTTPRequestHandler):
+    """An address that lists one model, as OpenAI's interface does."""
+
+    def do_GET(self) -> None:
+        body = b'{"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]}'
+        known = self.path == "/v1/models"
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Length", str(len(body) if known else 0))
+        self.end_headers()
+        self.wfile.write(body if known else b"")
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def engine() -> Any:
+    server = HTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def program(home: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sekisho", "agent", "--home", str(home), "--port", "0", *arguments]
+
+
+def test_flags_are_the_policy_from_the_start(engine: str, tmp_path: Path) -> None:
+    """What has no counterpart says where it is set; the token is shown once and opens the door."""
+    flags = ("--kv-quantization", "disabled", "--batch-size", "4", "--quality-threshold", "0.25", "--max-tokens", "99")
+    command = program(tmp_path, "--engine", engine, *flags)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert "http://127.0.0.1:" in child.stdout.readline()
+        url = read_address(tmp_path / "run")
+        assert url is not None
+        policy = AgentClient(url, read_token(tmp_path / "secrets")).get("/v1/policy")
+    finally:
+        child.terminate()
+        _, errors = child.communicate(timeout=30)
+    assert (policy["kv"]["mode"], policy["engine"]["slots"], policy["quality"]["max_delta_ppl"]) == (
+        "disabled",
+        4,
+        0.25,
+    )
+    assert "--max-tokens 99 changes nothing here" in errors
+    assert child.returncode == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (("--batch-size", "none"), 2, "--batch-size: must be a whole number"),
+        (("--kind", "vlm"), 2, "one of"),
+        (("--key-env", "NO_SUCH_VARIABLE"), 2, "NO_SUCH_VARIABLE is not set"),
+    ],
+)
+def test_wrong_flags_are_named(engine: str, tmp_path: Path, flags: tuple[str, ...], code: int, words: str) -> None:
+    """Before anything runs, with what is valid."""
+    done = subprocess.run(program(tmp_path, "--engine", engine, *flags), capture_output=True, text=True, check=False)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+def test_an_address_where_nobody_answers(unused_tcp_port: int, tmp_path: Path) -> None:
+    """Says what was asked and what came."""
+    url = f"http://127.0.0.1:{unused_tcp_port}/v1"
+    done = subprocess.run(program(tmp_path, "--engine", url), capture_output=True, text=True, check=False)
+    assert (done.returncode, "no engine answers" in done.stderr) == (3, True), done.stderr
