@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sekisho.control import container_memory, gpu_temperatures
+from sekisho.control import gpu_temperatures
 from sekisho.control.base import DeviceState
 from sekisho.control.devices import CpuTimes, Devices, busy_share, cpu_times
 from sekisho.control.gpu_temperatures import Warmth
@@ -217,27 +216,6 @@ def test_nvml_tells_temperature_and_slowdown(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(nvml, name, value)
     assert nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN == 1
     assert gpu_temperatures.read("nvml") == {0: Warmth(65.0, 90.0)}
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_container_needs_what_it_cannot_give_back(tmp_path: Path, version: int) -> None:
-    """The tightest limit on the way up counts; files that were not read lately are no use."""
-    root = tmp_path / "cgroup"
-    base = root if version == 2 else root / "memory"
-    (base / "a" / "b").mkdir(parents=True)
-    limit, usage, cached = {
-        2: ("memory.max", "memory.current", "inactive_file"),
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    }[version]
-    unlimited = "max" if version == 2 else str(2**63 - 4096)
-    for folder, told in ((base / "a", "1000"), (base / "a" / "b", unlimited)):
-        (folder / limit).write_text(told)
-        (folder / usage).write_text("900\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{cached} 600\n")
-    membership = tmp_path / "self"
-    membership.write_text("0::/a/b\n" if version == 2 else "5:cpu:/\n4:memory:/a/b\n")
-    assert container_memory.read(root, membership) == container_memory.ContainerMemory(1000, 300)
-    assert container_memory.read(root, tmp_path / "none") is None
 
 
 class Lemonade:

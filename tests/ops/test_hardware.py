@@ -25,7 +25,6 @@ from sekisho.ops.gpu_sample import (
 from sekisho.ops.hardware import (
     Gpu,
     Probe,
-    cgroup_limit,
     detect,
     parse_nvidia,
     parse_rocm,
@@ -42,44 +41,6 @@ def test_this_machine(tmp_path: Path) -> None:
     assert found.disk_free_bytes
     assert found.gpus or any("no graphics card" in note for note in found.notes)
     assert msgspec.json.decode(msgspec.json.encode(found))["threads"] == found.threads
-
-
-def cgroup(root: Path, membership: str, **files: str) -> tuple[int, int] | None:
-    for name, text in files.items():
-        path = root / name.replace("__", "/").replace("_max", ".max").replace("_current", ".current")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (root / "membership").write_text(membership)
-    return cgroup_limit(root, root / "membership")
-
-
-def test_tightest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
-    """A pod's limit binds although the container itself says `max`."""
-    limit = cgroup(
-        tmp_path,
-        "0::/pod/box\n",
-        pod__memory_max="4000\n",
-        pod__memory_current="1000\n",
-        pod__box__memory_max="max\n",
-        pod__box__memory_current="900\n",
-    )
-    assert limit == (4000, 1000)
-
-
-def test_version_one_limit(tmp_path: Path) -> None:
-    """The older hierarchy is read too, and its huge number means no limit."""
-    folder = tmp_path / "memory" / "box"
-    folder.mkdir(parents=True)
-    (folder / "memory.limit_in_bytes").write_text("5000\n")
-    (folder / "memory.usage_in_bytes").write_text("70\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert cgroup(tmp_path, "11:cpu,cpuacct:/box\n9:memory:/box\n") == (5000, 70)
-
-
-def test_no_limit(tmp_path: Path) -> None:
-    """No limit, no cgroup file or no Linux: None."""
-    assert cgroup(tmp_path, "0::/\n", memory_max="max\n") is None
-    assert cgroup_limit(tmp_path, tmp_path / "missing") is None
 
 
 def test_nvidia_lines() -> None:

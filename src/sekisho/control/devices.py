@@ -8,11 +8,12 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from sekisho.control import container_memory, gpu_temperatures
+from sekisho.control import gpu_temperatures
 from sekisho.control.base import DeviceState
 from sekisho.control.gpu_temperatures import Warmth
 from sekisho.core.clock import Clock
 from sekisho.core.decoding import Undecodable, decoded
+from sekisho.ops import container_memory
 from sekisho.ops.gpu_sample import GpuReading, read_gpus
 from sekisho.ops.hardware import RunProbe, run_probe, usable_threads
 

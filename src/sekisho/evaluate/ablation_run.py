@@ -7,7 +7,6 @@ are mixed with effects of three and more parts only.
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import exp
 from statistics import median
 from typing import Any, Final
 
@@ -17,8 +16,8 @@ import numpy as np
 from sekisho.control.measured import FigureName, Measure, Measured, MeasurementFailed
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import difference, merged
-from sekisho.evaluate.factorial import Cell, Effect, effects
-from sekisho.evaluate.paired import Floats, SubsetMeans, block_ratio, holm
+from sekisho.evaluate.factorial import Cell, Effect, effects, from_contrasts
+from sekisho.evaluate.paired import Floats
 
 FULL_UP_TO: Final = 4
 MOST_PARTS: Final = 8
@@ -127,13 +126,7 @@ def half_effects(factors: Sequence[str], measured: Mapping[Cell, Sequence[float]
     cells = tuple(measured)
     logs = np.log(np.array([measured[cell] for cell in cells], dtype=float))
     chosen = [which for size in (1, 2) for which in combinations(factors, size)]
-    contrasts = [_contrast(which, cells) @ logs for which in chosen]
-    p_values = holm([SubsetMeans(contrast, seed).p_other_than(0.0) for contrast in contrasts])
-    found = []
-    for which, contrast, p_holm in zip(chosen, contrasts, p_values, strict=True):
-        over = block_ratio(contrast.tolist(), seed=seed)
-        found.append(Effect(which, exp(float(contrast.mean())), over.n, over.interval, over.bootstrap, p_holm))
-    return tuple(found)
+    return from_contrasts({which: _contrast(which, cells) @ logs for which in chosen}, seed=seed)
 
 
 def lines(ablation: Ablation) -> list[str]:

@@ -65,10 +65,14 @@ def effects(factors: Sequence[str], measured: Mapping[Cell, Sequence[float]], *,
         raise ValueError("a ratio needs values above zero")
     logs = np.log(values)
     chosen = [which for size in range(1, len(factors) + 1) for which in combinations(factors, size)]
-    contrasts = [_contrast(which, every, len(factors)) @ logs for which in chosen]
-    p_values = holm([SubsetMeans(contrast, seed).p_other_than(0.0) for contrast in contrasts])
+    return from_contrasts({which: _contrast(which, every, len(factors)) @ logs for which in chosen}, seed=seed)
+
+
+def from_contrasts(contrasts: Mapping[tuple[str, ...], Floats], *, seed: int) -> tuple[Effect, ...]:
+    """The effects whose log-ratios these are, round by round, with p-values that count how many there are (Holm)."""
+    p_values = holm([SubsetMeans(contrast, seed).p_other_than(0.0) for contrast in contrasts.values()])
     return tuple(
-        _effect(which, contrast, p, seed) for which, contrast, p in zip(chosen, contrasts, p_values, strict=True)
+        _effect(which, contrast, p, seed) for (which, contrast), p in zip(contrasts.items(), p_values, strict=True)
     )
 
 

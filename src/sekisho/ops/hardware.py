@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import psutil
 
+from sekisho.ops import container_memory
+
 PROBE_TIMEOUT_S = 10.0
 APPLE_GPU_SHARE = 0.75  # how much of the unified memory macOS lets the GPU take by default (large machines; 2/3 below)
 APPLE_SMALL_SHARE = 2 / 3
@@ -57,10 +59,10 @@ def detect(disk: Path, run: RunProbe | None = None) -> Hardware:
     ask = run or run_probe
     notes: list[str] = []
     memory = psutil.virtual_memory()
-    limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    container = container_memory.read()
     total, available, limited_by = memory.total, memory.available, None
-    if limit is not None and limit[0] < total:
-        total, available, limited_by = limit[0], min(available, max(0, limit[0] - limit[1])), "cgroup"
+    if container is not None and container.limit_bytes < total:
+        total, available, limited_by = container.limit_bytes, min(available, container.free_bytes), "cgroup"
     gpus = nvidia_gpus(ask, notes) + amd_gpus(ask, notes) + apple_gpus(total, available)
     if not gpus:
         notes.append("no graphics card seen: models run on the processor")
@@ -82,42 +84,6 @@ def usable_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cgroup_limit(root: Path, membership: Path) -> tuple[int, int] | None:
-    """(limit, in use) in bytes of the tightest memory limit on the way up from this process' cgroup; None: no limit."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None  # not Linux
-    found: list[tuple[int, int]] = []
-    for line in lines:
-        hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if hierarchy == "0":
-            found += _limits_upward(root, path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            found += _limits_upward(root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
-    return min(found, default=None)
-
-
-def _limits_upward(root: Path, path: str, limit_name: str, usage_name: str) -> list[tuple[int, int]]:
-    found = []
-    folder = root / path.strip("/")
-    while True:
-        limit, usage = _read_int(folder / limit_name), _read_int(folder / usage_name)
-        if limit is not None and limit < 1 << 60:  # version 1 writes a huge number for «no limit»
-            found.append((limit, usage or 0))
-        if folder == root or root not in folder.parents:
-            return found
-        folder = folder.parent
-
-
-def _read_int(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None  # this level has no such limit
-    return int(text) if _is_number(text) else None
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ import psutil
 from sekisho.engines import kv_size, llama_worker
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import WorkerError
+from sekisho.ops import container_memory
 from sekisho.ops.gpu_sample import GpuReading, read_gpus
-from sekisho.ops.hardware import cgroup_limit
 
 How = Literal["side_by_side", "one_after_other"]
 MIB: Final = 2**20
@@ -62,9 +62,9 @@ def measure(
 
 def _ram(pid: int | None, extra: int | None) -> Memory:
     free = psutil.virtual_memory().available
-    limit = cgroup_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
-    if limit is not None:
-        free = min(free, max(0, limit[0] - limit[1]))
+    container = container_memory.read()
+    if container is not None:
+        free = min(free, container.free_bytes)
     if extra is None:
         return Memory("memory", free, None, "how much more the new settings need cannot be told")
     try:

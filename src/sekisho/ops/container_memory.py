@@ -13,7 +13,13 @@ _NO_LIMIT = 1 << 60  # version 1 writes a huge number for «no limit»
 
 class ContainerMemory(msgspec.Struct, frozen=True):
     limit_bytes: int
+    used_bytes: int
     working_set_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """What somebody who asks for it can have."""
+        return max(0, self.limit_bytes - self.working_set_bytes)
 
 
 def read(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> ContainerMemory | None:
@@ -37,10 +43,10 @@ def _upward(root: Path, path: str, limit_name: str, usage_name: str, cached_name
     found = []
     folder = root / path.strip("/")
     while True:
-        limit, usage = _number(_text(folder / limit_name)), _number(_text(folder / usage_name))
-        if limit is not None and limit < _NO_LIMIT and usage is not None:
+        limit, usage = _number(_text(folder / limit_name)), _number(_text(folder / usage_name)) or 0
+        if limit is not None and limit < _NO_LIMIT:
             cached = _statistic(_text(folder / "memory.stat"), cached_name)
-            found.append(ContainerMemory(limit, max(0, usage - cached)))
+            found.append(ContainerMemory(limit, usage, max(0, usage - cached)))
         if folder == root or root not in folder.parents:
             return found
         folder = folder.parent
