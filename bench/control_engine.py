@@ -5,6 +5,7 @@ not depend on what the numbers are, so only the time of the first reading is sav
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
@@ -142,13 +143,11 @@ async def engine(
 async def _ready(client: HttpClient, child: asyncio.subprocess.Process) -> None:
     until_s = time.monotonic() + START_S
     while time.monotonic() < until_s and child.returncode is None:
-        try:
+        with contextlib.suppress(HttpTrouble):  # not listening yet
             response = await client.send("GET", "/health", b"", 5.0)
             await response.read()
             if response.status == 200:
                 return
-        except HttpTrouble:
-            pass  # not listening yet
         await asyncio.sleep(0.1)
     raise MeasurementFailed(f"the worker did not start (code {child.returncode})")
 

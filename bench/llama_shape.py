@@ -8,6 +8,7 @@ python bench/llama_shape.py build/random-llama-1b-q4_0.gguf
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 _BLOCK = 32
 _SD = 0.02
+Weights = Literal["q4_0", "f16"]
+_FILE_TYPES = {"q4_0": gguf.LlamaFileType.MOSTLY_Q4_0, "f16": gguf.LlamaFileType.MOSTLY_F16}
 _MARKS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
 _TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -33,10 +36,11 @@ class Shape:
     head_size: int = 64
     inner: int = 8192
     context: int = 16384
+    rope_base: float = 500_000.0
 
 
-def write(path: Path, shape: Shape, seed: int = 7) -> int:
-    """Returns the number of parameters."""
+def write(path: Path, shape: Shape, seed: int = 7, weights: Weights = "q4_0") -> int:
+    """`weights`: of the layers; words and norms are not quantised. Returns the number of parameters."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -46,21 +50,24 @@ def write(path: Path, shape: Shape, seed: int = 7) -> int:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.head_size)
-    writer.add_rope_freq_base(500_000.0)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_file_type(_FILE_TYPES[weights])
     words = _vocabulary(writer)
     random = np.random.default_rng(seed)
-    size = (words, shape.width)
-    writer.add_tensor("token_embd.weight", random.normal(0, _SD, size).astype(np.float16))
-    writer.add_tensor("output.weight", random.normal(0, _SD, size).astype(np.float16))
+    for name in ("token_embd", "output"):
+        writer.add_tensor(f"{name}.weight", _random_f16(random, words, shape.width))
     writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
     count = 2 * words * shape.width
     for layer in range(shape.layers):
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(shape.width, np.float32))
         for name, (rows, columns) in _matrices(shape).items():
-            blocks = _random_q4_0(random, rows, columns)
-            writer.add_tensor(f"blk.{layer}.{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+            full = f"blk.{layer}.{name}.weight"
+            if weights == "f16":
+                writer.add_tensor(full, _random_f16(random, rows, columns))
+            else:
+                blocks = _random_q4_0(random, rows, columns)
+                writer.add_tensor(full, blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
             count += rows * columns
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -101,6 +108,10 @@ def _matrices(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
+def _random_f16(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.float16]:
+    return random.normal(0, _SD, (rows, columns)).astype(np.float16)
+
+
 def _random_q4_0(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
     """Blocks of a half-precision scale and 32 even-chance nibbles, whose standard deviation is `_SD`."""
     blocks = rows * columns // _BLOCK
@@ -110,14 +121,19 @@ def _random_q4_0(random: np.random.Generator, rows: int, columns: int) -> npt.ND
     return out.reshape(rows, -1)
 
 
+def make(path: Path, shape: Shape, weights: Weights = "q4_0") -> None:
+    """Writes it with its folder, and says how large it became."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = write(path, shape, weights=weights)
+    print(f"{path}: {count / 1e6:.0f}M parameters, {path.stat().st_size / 1e6:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--layers", type=int, default=Shape.layers)
     arguments = parser.parse_args()
-    arguments.path.parent.mkdir(parents=True, exist_ok=True)
-    count = write(arguments.path, Shape(layers=arguments.layers))
-    print(f"{arguments.path}: {count / 1e6:.0f}M parameters, {arguments.path.stat().st_size / 1e6:.0f} MB")
+    make(arguments.path, Shape(layers=arguments.layers))
 
 
 if __name__ == "__main__":

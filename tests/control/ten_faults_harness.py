@@ -1,10 +1,13 @@
 """A whole agent in virtual time: its own loops at their usual periods, real fallbacks, balancer, quality loop,
-notifier, book and history; only the engine, the cards' driver, the gateway's answers and the way out are values."""
+notifier, book and history; only the engine, the cards' driver, the gateway's answers and the way out are values. Beside
+it the frame of a test that puts a fault into it."""
 
 import asyncio
 import contextlib
+import functools
 import random
 import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +15,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from agent_harness import ValueEngine, no_devices
-from virtual_time import VirtualLoop
+from fault_table import Table
+from virtual_time import VirtualLoop, in_virtual_time
 
 from sekisho.control.agent import Agent, Parts
 from sekisho.control.api.events import EventBus
@@ -261,6 +265,11 @@ class Site:
         now = msgspec.structs.replace(baseline, perplexity=10.0 + loss)
         return Compared(now, baseline, Delta(loss, loss / 10, loss - 0.05, loss + 0.05, 1000))
 
+    async def settled(self) -> float:
+        """The moment of the injection: a minute after the start, right after a look."""
+        await asyncio.sleep(60.1)
+        return self.clock.monotonic()
+
     async def set(self, **changes: Any) -> Any:
         return await self.agent.policies.change(changes, PERSON, by="api")
 
@@ -282,3 +291,46 @@ class Site:
 
     async def health_without(self, word: str, within_s: float) -> float:
         return await self.health_names(word, within_s, named=False)
+
+
+class Scene:
+    """What a test of one fault has: virtual time, sites that share a folder, and the table that its row goes into."""
+
+    def __init__(self, folder: Path, table: Table, clock: ManualClock) -> None:
+        self.clock = clock
+        self.site = functools.partial(Site, folder, clock)
+        self._table = table
+
+    @property
+    def now_s(self) -> float:
+        return self.clock.monotonic()
+
+    def row(
+        self,
+        fault: str,
+        injected: str,
+        *,
+        detected: tuple[float | None, str],
+        action: str,
+        recovered: tuple[float, str],
+    ) -> None:
+        """`detected`: seconds after the injection, None: not, and by what. `recovered`: seconds, and since when."""
+        self._table.add(
+            fault,
+            injected=injected,
+            detected_s=detected[0],
+            detected_by=detected[1],
+            action=action,
+            recovered_s=recovered[0],
+            recovered_since=recovered[1],
+        )
+
+
+def simulated(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test in virtual time, in a scene that the fixture of this name makes of a clock."""
+
+    @functools.wraps(test)
+    def run(scene: Callable[[ManualClock], Scene], **fixtures: Any) -> None:
+        in_virtual_time(lambda clock: test(scene(clock), **fixtures))
+
+    return run

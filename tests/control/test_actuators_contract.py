@@ -213,7 +213,7 @@ async def test_an_engine_that_hangs_holds_nobody_up(distant: Subject, monkeypatc
 
     assert distant.server is not None
     distant.server.trouble = hang
-    monkeypatch.setattr(sys.modules[type(distant.actuator).__module__], "STATE_DEADLINE_S", 0.2)
+    monkeypatch.setattr(sys.modules[type(distant.actuator).state.__module__], "STATE_DEADLINE_S", 0.2)
     state = await distant.actuator.state()
     assert state.state == "down"
     assert "within 0.2 s" in (state.reason or "")

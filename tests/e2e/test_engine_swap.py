@@ -5,6 +5,7 @@ beside it: a token that is lost, doubled or another stream's is seen.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -306,10 +307,8 @@ def test_kill_9_of_anybody_at_any_moment(sekisho: Callable[..., Sekisho], whom: 
         time.sleep(number * 0.08)
         pid = next((child.pid for child in server.children() if child.name == whom), None)
         if pid is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it was just being stopped
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it was just being stopped
         report = exchange.report()
         assert report.outcome in ("moved", "failed")
         assert eventually(server.ready, 60)

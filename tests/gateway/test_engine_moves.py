@@ -1,6 +1,5 @@
 """A model's worker is exchanged under running turns: what the gateway does when the supervisor says so."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +9,10 @@ import httpx
 import msgspec
 import pytest
 from gateway_harness import Launch, LiveGateway, chat
-from hypothesis import given
-from hypothesis import strategies as st
 from worker_double import WorkerDouble
 
-from sekisho.core.clock import ManualClock
-from sekisho.core.errors import Overloaded
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import KEY_ENV
-from sekisho.gateway.queue import FairQueue
 from sekisho.ops.engine_orders import HOLD_PATH, MOVE_PATH, TRAFFIC_PATH
 from sekisho.serve import Worker
 
@@ -342,149 +336,3 @@ def test_an_order_that_cannot_be_is_refused_whole(
     refused = orders.move(workers[1], **fields)
     assert (refused.status_code, orders.traffic()["url"]) == (status, workers[0].url)
     assert orders.move(workers[1]).json()["url"] == workers[1].url
-
-
-# --- the queue
-
-
-async def _settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def test_more_slots_wake_who_waits_and_fewer_let_them_end() -> None:
-    """Growing lets waiting ones in at once; shrinking takes nothing away and lets nobody in until there is room."""
-    queue = FairQueue(1, 10, 60.0)
-    tasks = [asyncio.create_task(queue.acquire("a")) for _ in range(4)]
-    await _settle()
-    assert (queue.running, queue.waiting) == (1, 3)
-    queue.resize(3)
-    await _settle()
-    assert (queue.running, queue.waiting) == (3, 1)
-    queue.resize(1)
-    for expected in (2, 1):
-        queue.release()
-        await _settle()
-        assert (queue.running, queue.waiting) == (expected, 1)
-    queue.release()
-    await _settle()
-    assert (queue.running, queue.waiting) == (1, 0)
-    await asyncio.gather(*tasks)
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
-    """The time of the test's loop."""
-    clock = ManualClock()
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock.monotonic)
-    return clock
-
-
-async def test_a_held_turn_outlasts_its_time_and_free_slots(clock: ManualClock) -> None:
-    """While turns are held a free slot is given to nobody and nobody's time runs out, neither who came before nor
-    during the hold; then all go on, and so does a call that waited for the end."""
-    queue = FairQueue(2, 10, 60.0)
-    await queue.acquire("a")
-    await queue.acquire("a")
-    before = asyncio.create_task(queue.acquire("a"))
-    await _settle()
-    clock.advance(59.0)
-    queue.hold()
-    during = asyncio.create_task(queue.acquire("b"))
-    opened = asyncio.create_task(queue.opened())
-    queue.release()
-    queue.release()
-    for _ in range(20):  # ten minutes, in which the supervisor renews the hold
-        clock.advance(30.0)
-        queue.hold()
-        await _settle()
-    assert (queue.running, queue.waiting, opened.done()) == (0, 2, False)
-    queue.release_hold()
-    await opened
-    assert [await before, await during] == [0, 0]
-
-
-async def test_the_time_of_a_turn_goes_on_after_the_hold(clock: ManualClock) -> None:
-    """Only the hold does not count: what a turn waited before it and waits after it is `timeout_s` at most."""
-    queue = FairQueue(1, 10, 60.0)
-    await queue.acquire("a")
-    task = asyncio.create_task(queue.acquire("a"))
-    await _settle()
-    for waited_s in (20.0, 39.0):
-        clock.advance(waited_s)
-        queue.hold()
-        clock.advance(600.0)
-        await _settle()
-        queue.release_hold()
-        await _settle()
-        assert not task.done()
-    clock.advance(2.0)
-    with pytest.raises(Overloaded, match="within 60 s: the engine is busy"):
-        await task
-    assert (queue.running, queue.waiting) == (1, 0)
-
-
-async def test_a_hold_in_the_moment_of_a_time_out_changes_nothing(clock: ManualClock) -> None:
-    """Who is told already that the wait was too long is told that; the hold itself works as ever."""
-    queue = FairQueue(1, 10, 60.0)
-    await queue.acquire("a")
-    task = asyncio.create_task(queue.acquire("a"))
-    await _settle()
-
-    async def hold() -> None:
-        await asyncio.sleep(0)  # the time-out fires in this round, and is heard of in the next one
-        assert not task.done()
-        queue.hold()
-
-    clock.advance(61.0)
-    await asyncio.create_task(hold())
-    with pytest.raises(Overloaded):
-        await task
-    queue.release_hold()
-    queue.release()
-    assert await queue.acquire("a") == 0
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from("abc"), st.sampled_from(["take", "take", "cancel", "give", "hold", "open", "grow", "renew"])
-        ),
-        max_size=60,
-    )
-)
-def test_slots_are_never_lost_whatever_is_exchanged(steps: list[tuple[str, str]]) -> None:
-    """After any sequence of turns, holds, sizes and new workers: each slot is held by who was given it, no more than
-    the present worker has are held there, and nobody waits while there is room."""
-
-    async def run() -> None:
-        queue = FairQueue(2, 100, 60.0)
-        worker, tasks = 0, list[asyncio.Task[int]]()
-        for key, step in steps:
-            done = [task for task in tasks if task.done() and not task.cancelled()]
-            if step == "take":
-                tasks.append(asyncio.create_task(queue.acquire(key)))
-            elif step == "cancel" and tasks:
-                tasks[-1].cancel()
-            elif step == "give" and done:
-                tasks.remove(done[0])
-                queue.release(done[0].result())
-            elif step == "hold":
-                queue.hold()
-            elif step == "open":
-                queue.release_hold()
-            elif step == "grow":
-                queue.resize(1 + queue.slots % 4)
-            elif step == "renew":
-                worker += 1
-                queue.renew(2)
-            await _settle()
-            held = [task.result() for task in tasks if task.done() and not task.cancelled()]
-            assert queue.running == len(held)
-            assert queue.waiting == sum(not task.done() for task in tasks)
-            assert queue.waiting == 0 or queue.held or held.count(worker) >= queue.slots
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    asyncio.run(run())
