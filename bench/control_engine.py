@@ -19,15 +19,14 @@ from typing import Any
 import msgspec
 import psutil
 
-from sekisho.control import slot_file
 from sekisho.control.load import Stream, decode_tokens_per_s
 from sekisho.control.measured import Measured, MeasurementFailed
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import kv_types
-from sekisho.control.tuner_space import KvShape
-from sekisho.engines import lifeline, llama_worker
+from sekisho.engines import lifeline, llama_worker, slot_file
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.http_client import HttpClient, HttpTrouble
+from sekisho.engines.kv_size import KvShape
 from sekisho.wire.sse import SseDecoder
 
 START_S, ANSWER_S = 120.0, 900.0
@@ -209,12 +208,12 @@ async def _measured(
         demotion_s = await _demotion_s(bench, contexts, reader, main) if demotes else 0.0
         together = await _together(bench, main, contexts.file(*kinds, slots), effort)
         memory = sum(_own_bytes(each) for each in {main.process, reader.process})
-    staging = bench.shape.bytes_per_token("f16", "f16") * bench.context if demotes else 0
+    staging = bench.shape.token_bytes("f16", "f16") * bench.context if demotes else 0
     return Measured(
         decode_tokens_per_s=decode_tokens_per_s(together),
         prefill_tokens_per_s=bench.context / (bench.context * per_token_s + demotion_s),
         memory_bytes=memory,
-        kv_bytes=int(bench.shape.bytes_per_token(*kinds) * bench.context * slots + staging),
+        kv_bytes=int(bench.shape.token_bytes(*kinds) * bench.context * slots + staging),
         contexts=slots,
         delta_ppl=losses.get(kinds),
         notes=(f"demotion of a full context {demotion_s:.2f} s",) if demotes else (),

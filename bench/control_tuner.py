@@ -1,6 +1,6 @@
 """What the tuner makes of one machine: contexts, decode and prefill under a fixed KV budget, default against tuned.
 
-The engine is the embedded llama.cpp with a model of Llama-3.2-1B's shape (bench/llama_shape.py), 512 MiB of KV at 4,096
+The engine is the embedded llama.cpp with a model of Llama-3.2-1B's shape (bench/llama_shape.py), 1 GiB of KV at 4,096
 tokens a slot. The default keeps KV at 16 bits. The tuner chooses KV types and whether a prompt is read at 16 bits by a
 second engine and stored at the chosen types afterwards; its memory for one context counts against the same budget.
 What the types cost in quality is measured on the built-in model. The figures at the end come from interleaved pairs.
@@ -33,13 +33,14 @@ from sekisho.control.policy import EngineSection, KvSection, Policy
 from sekisho.control.policy_changes import kv_types
 from sekisho.control.tuner import tune
 from sekisho.control.tuner_report import TuningReport, lines
-from sekisho.control.tuner_space import Axis, KvShape, Space, contexts_that_fit
+from sekisho.control.tuner_space import Axis, Space, contexts_that_fit
 from sekisho.control.tuner_target import Budget, Goal, Limits, Target
 from sekisho.core.clock import SystemClock
 from sekisho.engines import builtin
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.kv_size import KvShape
 
-SHAPE = KvShape(Shape.layers, Shape.kv_heads, Shape.head_size, Shape.head_size)
+SHAPE = KvShape(Shape.layers * Shape.kv_heads, Shape.head_size, Shape.head_size)
 TARGET = Target("decode_tokens_per_s", (Goal("contexts", times=3), Goal("decode_tokens_per_s", times=1.25)))
 MODEL = Path("build/random-llama-1b-q4_0.gguf")
 _BEGINNINGS = ("The gate on the old road ", "今日の予定は、", "Please write a letter ", "1. ", "昨日、")
@@ -52,7 +53,7 @@ def space(budget_bytes: int, context: int, beside: bool) -> Space:
         kv=KvSection(mode="disabled", key_type="f16", value_type="f16"),
         engine=EngineSection(slots=contexts_that_fit(budget_bytes, SHAPE, context, "f16", "f16"), context=context),
     )
-    staging = int(SHAPE.bytes_per_token("f16", "f16") * context)
+    staging = int(SHAPE.token_bytes("f16", "f16") * context)
 
     def fitted(policy: Policy) -> Policy | None:
         reserved = staging if policy.kv.demote_after_prefill and not beside else 0
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--staging", choices=("inside", "beside"), default="inside", help="of the KV budget")
     parser.add_argument("--seconds", type=float, default=780.0, help="for the tuner")
+    parser.add_argument("--budget", type=int, default=1024, help="MiB for KV")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if not MODEL.exists():
@@ -145,7 +147,7 @@ def main() -> None:
     place = memory if memory.is_dir() else MODEL.parent
     with tempfile.TemporaryDirectory(prefix="sekisho-slots-", dir=place) as name:
         bench = Bench(MODEL, SHAPE, 4096, 128, 16, Path(name))
-        size, budget = 512 * 2**20, Budget(32, arguments.seconds, (1.0, 1.0), 2, 6)
+        size, budget = arguments.budget * 2**20, Budget(32, arguments.seconds, (1.0, 1.0), 2, 6)
         if arguments.quick:
             bench = msgspec.structs.replace(bench, context=1024, chunk=32, answer=8)
             size, budget = 128 * 2**20, Budget(20, 400.0, (1.0,), 2, 3)
