@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
+import pytest
 from aiosmtpd.smtp import SMTP, Envelope
 from e2e_harness import Launch, Sekisho, chat
 
@@ -155,7 +156,8 @@ def ended(sekisho: Sekisho, decisions: set[str], events: set[str]) -> None:
             assert word.encode() not in body, (path, word)
 
 
-async def test_people_decide(launch: Launch, small_model: str) -> None:
+@pytest.mark.parametrize("surfaces", [("chat stream",), pytest.param(SURFACES, marks=pytest.mark.slow)])
+async def test_people_decide(launch: Launch, small_model: str, surfaces: tuple[str, ...]) -> None:
     """Allowed, refused, approved by the link of a mail, and answered by the command line: from the SDK, chat and
     Responses, streaming and not. A link works once. Then the book verifies, and a search through all files finds no
     secret, no person, no thought, no word of a request."""
@@ -163,7 +165,7 @@ async def test_people_decide(launch: Launch, small_model: str) -> None:
     async with mail_server(box) as port:
         sekisho = guarded(launch, small_model, port, 120.0)
         await asyncio.to_thread(sekisho.up)
-        for surface in SURFACES:
+        for surface in surfaces:
             said, reason = await asyncio.to_thread(ask, sekisho, surface, ALLOWED)
             assert (bool(said), reason in ("stop", "length")) == (True, True), (surface, said, reason)
             said, reason = await asyncio.to_thread(ask, sekisho, surface, f"{REFUSED} {next(notes)}")

@@ -35,7 +35,8 @@ async def steps_of(home: Home, run: str) -> dict[str, int]:
 
 def test_a_whole_evaluation(mini: Target, llama: Target, home: Home) -> None:
     """Every step leaves its figures; what was not measured is open and never passes; the report is signed, tells the
-    verdict in both languages, and a second run asks nothing again."""
+    verdict in both languages, and a second run asks nothing again. Neither the gateway's nor the engine's key stands in
+    the folder or in the database."""
     plan = small_plan(llama, mini)
     asyncio.run(measure(home, "run-1", plan, site(llama, mini, home)))
     attempts = asyncio.run(steps_of(home, "run-1"))
@@ -63,6 +64,7 @@ def test_a_whole_evaluation(mini: Target, llama: Target, home: Home) -> None:
     outcomes = {result.criterion.id: result.outcome for result in done.scorecard.results}
     assert outcomes["quality"] == outcomes["cold_first_byte"] == outcomes["chat_continuity"] == "open"
     assert outcomes["chat_gates"] == "pass"
+    _no_key_is_in_any_file(home, mini, llama)
     html = done.report.read_text("utf-8")
     assert "Undecided" in html
     assert "判定保留" in html
@@ -93,13 +95,10 @@ def test_what_a_person_counted_is_shown_as_such(mini: Target, llama: Target, hom
         attest(folder, "codex.cuts", 0, by=" ", n=20, note="", now=0.0)
 
 
-def test_no_key_is_in_any_file_of_a_run(mini: Target, llama: Target, home: Home) -> None:
-    """Neither the gateway's nor the engine's key stands in the folder or in the database."""
-    asyncio.run(measure(home, "run-1", small_plan(llama, mini), site(llama, mini, home)))
-    concluded(home, home.runs / "run-1")
-    assert mini.key is not None
-    assert llama.key is not None
-    secrets = [mini.key.reveal().encode(), llama.key.reveal().encode()]
+def _no_key_is_in_any_file(home: Home, *targets: Target) -> None:
+    for target in targets:
+        assert target.key is not None
+    secrets = [target.key.reveal().encode() for target in targets if target.key is not None]
     for folder, _, names in os.walk(home.path):
         for name in names:
             body = Path(folder, name).read_bytes()

@@ -247,6 +247,7 @@ async def test_no_card_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert figures(found)[0].value is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or not builtin.path().is_file(), reason="no built-in model: run `make mini`")
 async def test_around_the_restart_of_a_real_engine(cards: Cards, tmp_path: Path) -> None:
     """The card is full while the engine has its model loaded: before and after its restart are told apart."""

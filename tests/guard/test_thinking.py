@@ -230,7 +230,12 @@ def test_the_cut_changes_nothing(data: st.DataObject, options: ThinkingOptions) 
 
 @pytest.mark.parametrize(
     "text",
-    ["go <think>秘s</think>\n\n回答", "秘s</think>ok", HARMONY, "<think-task>s秘</think-task><final>答え</final>秘"],
+    [
+        "go <think>秘s</think>\n\n回答",
+        "秘s</think>ok",
+        pytest.param(HARMONY, marks=pytest.mark.slow),  # long: 10 s for each of the options
+        "<think-task>s秘</think-task><final>答え</final>秘",
+    ],
 )
 @pytest.mark.parametrize("options", ALL)
 def test_every_byte_split_of_the_wire(text: str, options: ThinkingOptions) -> None:
