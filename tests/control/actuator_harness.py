@@ -169,6 +169,7 @@ class Torch(EngineServer):
         cache = {
             "bytes_used": 100,
             "bytes_at_16_bits": 400,
+            "level_bytes": {"L0": 40, "L1": 30, "L2": 20, "L3": 0},
             "chunks": 6,
             "levels": {"L0": 1, "L1": 2, "L2": 3, "L3": 0},
         }

@@ -226,7 +226,7 @@ class Site:
             clock,
             self._compare,
         )
-        self.agent.watchers.append(self.reactions.watch)
+        self.agent.watchers += [self.quality.give_way, self.reactions.watch]
         self.agent.slow_watchers.append(self.quality.watch)
         self.agent.quality_of = self.quality.view_of
         self._running: asyncio.Task[None] | None = None

@@ -24,6 +24,7 @@ from sekisho.control.base import Actuator, ActuatorFailed
 from sekisho.control.policy import EngineSection, KvSection, Policy, SchedulerSection
 from sekisho.engines import builtin, kv_size
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.llama_demotion import why_not
 
 CONFIG = ModelConfig("m", path="builtin", context=1024, slots=2, threads=1)
 F16 = Policy(KvSection(mode="disabled"))
@@ -98,6 +99,48 @@ def test_the_mode_decides_the_types_and_named_types_win() -> None:
     assert named["kv.value_type"] == ("swap", "f16", "q4_0")
     assert named["kv.mode"] == ("swap", "f16/f16", "f16/q4_0")
     assert "kv.key_type" not in named
+
+
+Q8 = msgspec.structs.replace(CONFIG, kv_type_k="q8_0", kv_type_v="q8_0")
+
+
+@pytest.mark.parametrize(
+    ("config", "kv", "answered"),
+    [
+        (CONFIG, KvSection("dynamic"), ("swap", False, True)),
+        (Q8, KvSection(), ("swap", False, True)),
+        (CONFIG, KvSection("disabled", value_type="q4_0"), ("swap", False, True)),
+        (CONFIG, KvSection(), ("unchanged", False, False)),
+        (Q8, KvSection("disabled"), ("unchanged", False, False)),
+        (Q8, KvSection(key_type="q5_1"), ("unsupported", False, True)),
+        (msgspec.structs.replace(Q8, embeddings=True), KvSection(), ("unsupported", False, True)),
+        (msgspec.structs.replace(Q8, mmproj="x"), KvSection(), ("unsupported", False, True)),
+    ],
+)
+def test_demotion_goes_with_the_types_that_result(
+    config: ModelConfig, kv: KvSection, answered: tuple[str, bool, bool]
+) -> None:
+    """A swap where they are quantised and can be stored anew; at 16 bits there is nothing to do, and the reason says
+    so; else the reason says what it does not go with. The new settings have it in the first case only."""
+    policy = Policy(msgspec.structs.replace(kv, demote_after_prefill=True))
+    (answer,) = (each for each in changes(policy, config) if each.field == "kv.demote_after_prefill")
+    assert (answer.effect, answer.was, answer.value) == answered
+    assert (answer.reason is None) == (answered[0] == "swap")
+    new = target(policy, config, config)
+    assert new.options == ({"demote_after_prefill": True} if answered[0] == "swap" else {})
+    assert answered[0] != "swap" or why_not(new) is None
+    alone = kinds(policy, config, can_swap=False)["kv.demote_after_prefill"]
+    assert alone[0] == (answered[0] if answered[0] != "swap" else "unsupported")
+
+
+def test_demotion_of_the_settings_ends_where_the_types_forbid_it_and_comes_back() -> None:
+    """A policy of 16 bits could not start a worker with it; the default brings the settings' own back."""
+    own = msgspec.structs.replace(Q8, options={"demote_after_prefill": True})
+    assert "kv.demote_after_prefill" not in kinds(Policy(), own)
+    assert kinds(F16, own)["kv.demote_after_prefill"] == ("swap", True, False)
+    swapped = target(F16, own, own)
+    assert swapped.options == {"demote_after_prefill": False}
+    assert target(Policy(), swapped, own) == own
 
 
 def test_settings_of_the_engine_that_a_policy_leaves_open_stay() -> None:
@@ -297,6 +340,33 @@ async def test_what_the_slots_hold_is_counted(worker: WorkerSwapper, hand: Actua
     held = timings["prompt_n"] + timings["predicted_n"]
     assert held - 2 <= state.kv.used_bytes / (TOKEN_BYTES * 8.5 / 16) <= held
     assert (state.running, state.waiting, state.slots) == (0, 0, 1)
+
+
+async def test_prompts_are_read_at_16_bits_and_that_cache_is_counted(worker: WorkerSwapper, hand: Actuator) -> None:
+    """After the swap a long prompt is in both: eight bits in its slot, sixteen with the reader, which has room for one
+    context; with the policy taken back it is as before."""
+    applied = {each.field: each for each in await hand.apply(Policy(KvSection("dynamic", demote_after_prefill=True)))}
+    assert applied["kv.demote_after_prefill"].done
+    assert worker.config.options == {"demote_after_prefill": True}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"prompt": "a guard at the gate of a quiet town " * 25, "max_tokens": 1}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(worker.url + "/completions", json=body) as answer,
+    ):
+        said = await answer.json()
+    assert answer.status == 200, said
+    count = said["usage"]["prompt_tokens"]
+    assert count > 256
+    state = await hand.state()
+    assert state.kv is not None
+    assert (state.settings["reader_bytes"], state.settings["computed"]) == (1024 * TOKEN_BYTES, ["kv"])
+    assert state.kv.limit_bytes == 1024 * TOKEN_BYTES * 8.5 / 16 + 1024 * TOKEN_BYTES
+    assert state.kv.used_bytes == pytest.approx(count * TOKEN_BYTES * (1 + 8.5 / 16), abs=2 * TOKEN_BYTES)
+    assert state.kv.levels is not None
+    assert state.kv.levels["L0"] == count * TOKEN_BYTES
+    await hand.apply(Policy())
+    assert (worker.config.options, "reader_bytes" in (await hand.state()).settings) == ({}, False)
 
 
 async def test_speculation_drafts_and_its_rate_is_measured(worker: WorkerSwapper, hand: Actuator) -> None:

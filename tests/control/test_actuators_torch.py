@@ -104,7 +104,8 @@ async def test_a_state_is_what_the_worker_tells(engine: Engine) -> None:
     assert (state.running, state.waiting, state.slots) == (2, 2, 4)
     assert state.kv is not None
     assert (state.kv.used_bytes, state.kv.limit_bytes, state.kv.full_precision_bytes) == (100, 5000, 400)
-    assert (state.kv.chunks, state.kv.hit_rate, state.kv.levels) == (6, 1.0, None)
+    assert (state.kv.chunks, state.kv.hit_rate) == (6, 1.0)
+    assert state.kv.levels == {"L0": 40, "L1": 30, "L2": 20, "L3": 0}
     assert state.settings["levels"] == {"L0": 1, "L1": 2, "L2": 3, "L3": 0}
     assert state.settings["kv"] == msgspec.to_builtins(server.policy)
 

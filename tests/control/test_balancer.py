@@ -27,7 +27,7 @@ class Run:
         self, policy: Policy | None = None, *, layers: int | None = 32, kv_types: frozenset[str] | None = None
     ) -> None:
         self.site = Site(policy)
-        self.balancer = Balancer(layers=layers, kv_types=kv_types)
+        self.balancer = Balancer(layers=layers, kv_types=lambda: kv_types)
         self.now_s = 1_000.0
 
     def ask(self, *devices: DeviceState, period_s: float = 10.0, engine: EngineState = ENGINE) -> Step | None:

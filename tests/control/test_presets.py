@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import PolicyProblem, difference, dotted, kv_types, merged, plain
-from sekisho.control.presets import BASELINE, PRESETS, by_size, by_use, preset
+from sekisho.control.presets import BASELINE, PRESETS, by_size, preset
 
 
 @pytest.mark.parametrize("name", [*PRESETS, "baseline"])
@@ -56,7 +56,7 @@ def test_a_larger_model_never_gets_more_cache(one: int, other: int) -> None:
 
 def test_uses_differ_as_they_should() -> None:
     """Batches take the least memory, quality the most, and chat reads prompts at 16 bits."""
-    batch, chat, quality = (merged(Policy(), by_use(use).changes) for use in ("batch", "chat", "quality"))
+    batch, chat, quality = (merged(Policy(), preset(use).changes) for use in ("batch", "chat", "quality"))
     assert batch.kv.budget < chat.kv.budget < quality.kv.budget  # type: ignore[operator]
     assert batch.kv.recent_window < chat.kv.recent_window < quality.kv.recent_window
     assert quality.quality.max_delta_ppl < chat.quality.max_delta_ppl < batch.quality.max_delta_ppl

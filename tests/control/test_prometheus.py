@@ -3,57 +3,19 @@
 import re
 import shutil
 import subprocess
-from typing import Any
 
 import pytest
+from exposed_harness import exposed
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from samples_harness import batch, sample
 
-from sekisho.control.base import DeviceState, EngineState, KvState
+from sekisho.control.base import EngineState
 from sekisho.control.feed import Batch
-from sekisho.control.loops import LoopFigures
-from sekisho.control.prometheus import PREFIX, text
+from sekisho.control.prometheus import PREFIX, Seen, text
 from sekisho.control.totals import SECONDS, Totals
-from sekisho.control.window import Window
 from sekisho.core.clock import ManualClock
-
-KV = KvState(512, 2048, 4096, {"L0": 100, "L1": 200, "L2": 212, "L3": 900}, 12, 0.97)
-ENGINES = (
-    EngineState("m", "torch", "ready", None, 2, 1, 4, KV, 0.6),
-    EngineState("n", "llama_cpp", "down", "the process ended", 0, 3, 4),
-)
-DEVICES = (
-    DeviceState("cpu", "cpu", "a processor", True, 0.25),
-    DeviceState("gpu0", "gpu", "a card", True, 0.9, 7 << 30, 8 << 30, 71.0, 90.0),
-    DeviceState("npu0", "npu", "gone", False, reason="it is not there any more"),
-)
-LOOPS = (LoopFigures("fast", 1.0, 100, 2, 1, 0.25, 0.0025, None),)
-DECISIONS = {("middle", "applied"): 3, ("slow", "advised"): 1}
-
-
-def exposed(**changes: Any) -> bytes:
-    clock = ManualClock()
-    window, totals = Window(60.0, clock), Totals(clock)
-    clock.advance(60.0)
-    told = batch(
-        sample(1, mean_nll=1.5),
-        sample(2, duration_ms=3000.0, first_token_ms=None),
-        sample(3, status="engine_failed"),
-        known_s=60.0,
-    )
-    window.take(told)
-    totals.take(told)
-    values: dict[str, Any] = {
-        "figures": [window.figures(), window.figures("m"), window.figures("silent")],
-        "totals": totals.counted(),
-        "engines": ENGINES,
-        "devices": DEVICES,
-        "decisions": DECISIONS,
-        "loops": LOOPS,
-    }
-    return text(**{**values, **changes})
 
 
 def values(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -88,6 +50,11 @@ def test_prometheus_own_parser_reads_it() -> None:
     assert found["device_memory_used_bytes", (("device", "gpu0"), ("kind", "gpu"))] == 7 << 30
     assert found["device_present", (("device", "npu0"), ("kind", "npu"))] == 0
     assert found["loop_cpu_seconds_total", (("loop", "fast"),)] == 0.25
+    assert found["quality_perplexity", (*of_m, ("precision", "full"))] == 10.0
+    assert found["quality_perplexity", (*of_m, ("precision", "in_force"))] == 10.25
+    assert found["quality_delta_perplexity", of_m] == 0.25
+    assert found["quality_max_delta_perplexity", (("model_name", "n"),)] == 0.3
+    assert found["quality_measured_timestamp_seconds", of_m] == 1.75e9
 
 
 def test_what_was_not_measured_is_left_out() -> None:
@@ -96,6 +63,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     names = {name for name, labels in found if ("model_name", "silent") in labels}
     assert names == {"window_seconds", "window_requests"}
     assert ("kv_cache_usage_perc", (("model_name", "n"),)) not in found
+    assert ("quality_delta_perplexity", (("model_name", "n"),)) not in found
     assert ("device_temperature_celsius", (("device", "cpu"), ("kind", "cpu"))) not in found
     assert b"NaN" not in exposed()
     assert b"None" not in exposed()
@@ -103,7 +71,7 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_nothing_at_all_is_a_valid_page_too() -> None:
     """An agent that has seen nothing exposes nothing."""
-    assert exposed(figures=[], totals=(), engines=(), devices=(), decisions={}, loops=()) == b""
+    assert text(Seen()) == b""
 
 
 def test_histograms_count_each_request_once() -> None:
@@ -127,7 +95,7 @@ def bounds() -> list[str]:
 def test_no_name_of_a_model_breaks_the_page(name: str) -> None:
     """Quotes, backslashes and line breaks in a name come back as they were."""
     engine = EngineState(name, "openai_http", "ready", running=1)
-    body = text([], (), (engine,), (), {})
+    body = text(Seen(engines=(engine,)))
     (family,) = [
         family
         for family in text_string_to_metric_families(body.decode())

@@ -177,6 +177,101 @@ def test_a_clock_set_back_does_not_lengthen_the_wait(path: Path) -> None:
     assert schedule.may_run(busy=True)
 
 
+def test_a_run_that_traffic_breaks_off_stays_due_and_rests(path: Path) -> None:
+    """A quarter, a half and a whole hour, across restarts; the fourth goes to its end, and a run that ended lets the
+    next one give way again."""
+    clock = ManualClock(at(TOKYO, 2026, 11, 28, 7, 0))
+    schedule = Schedule(path, clock, SETTINGS)
+    rests = []
+    for _ in range(3):
+        assert schedule.due() == "light"
+        assert not schedule.insists("light")
+        schedule.began("light")
+        schedule.broken_off()
+        schedule = Schedule(path, clock, SETTINGS)
+        begun = clock.now()
+        while not schedule.may_run(busy=False):
+            assert schedule.due() == "light"
+            clock.advance(60)
+        rests.append((clock.now() - begun) / 60)
+    assert rests == [15, 30, 60]
+    assert schedule.insists("light")
+    schedule.began("light")
+    schedule.done("light")
+    clock.advance(4 * HOUR)
+    assert schedule.due() == "light"
+    assert not schedule.insists("light")
+
+
+def test_a_full_run_that_is_late_by_half_a_day_goes_to_its_end(path: Path) -> None:
+    """However seldom it was broken off; a light one does not for that."""
+    clock = ManualClock(at(TOKYO, 2026, 11, 28, 5, 0))
+    schedule = Schedule(path, clock, SETTINGS)
+    clock.advance(HOUR)
+    assert schedule.due() == "full"
+    schedule.began("full")
+    schedule.broken_off()
+    clock.advance(11.9 * HOUR)
+    assert not schedule.insists("full")
+    clock.advance(0.1 * HOUR)
+    assert schedule.due() == "full"
+    assert (schedule.insists("full"), schedule.insists("light")) == (True, False)
+
+
+def test_what_traffic_has_put_off_for_two_hours_is_not_broken_off_by_it(path: Path) -> None:
+    """It begins in the midst of it."""
+    clock = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0))
+    schedule = Schedule(path, clock, SETTINGS)
+    while not schedule.may_run(busy=True):
+        assert not schedule.insists("light")
+        clock.advance(600)
+    assert schedule.insists("light")
+
+
+@pytest.mark.parametrize("jump", [-30 * 24 * HOUR, 30 * 24 * HOUR])
+def test_a_clock_that_jumps_does_not_lengthen_the_rest(path: Path, jump: float) -> None:
+    """A quarter of an hour of real time is enough."""
+    clock = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0))
+    schedule = Schedule(path, clock, SETTINGS)
+    schedule.began("light")
+    schedule.broken_off()
+    clock.jump(jump)
+    clock.advance(900)
+    assert schedule.due() is not None
+    assert schedule.may_run(busy=False)
+    schedule.began("light")
+    schedule.broken_off()
+    clock.jump(-jump)
+    again = Schedule(path, clock, SETTINGS)
+    again.due()
+    clock.advance(1800)
+    assert again.may_run(busy=False)
+
+
+@pytest.mark.parametrize("quiet_s", [60.0, 600.0])
+def test_a_busy_server_still_has_one_full_run_a_day(path: Path, quiet_s: float) -> None:
+    """A run takes half an hour, and nobody is quiet for longer than a moment or ten minutes in every hour."""
+    clock = ManualClock(at(TOKYO, 2026, 11, 28, 5, 0))
+    schedule, ended, until = Schedule(path, clock, SETTINGS), [], 0.0
+    running: tuple[str, bool] | None = None
+    for _ in range(5 * 24 * 60):
+        busy = clock.now() % HOUR >= quiet_s
+        kind = schedule.due()
+        if running is None and kind is not None and schedule.may_run(busy):
+            running, until = (kind, schedule.insists(kind)), clock.now() + 1800
+            schedule.began(kind)
+        elif running is not None and busy and not running[1]:
+            schedule.broken_off()
+            running = None
+        elif running is not None and clock.now() >= until:
+            schedule.done("full" if running[0] == "full" else "light")
+            ended.append((datetime.fromtimestamp(clock.now(), TOKYO).date(), running[0]))
+            running = None
+        clock.advance(60)
+    full = [day for day, kind in ended if kind == "full"]
+    assert len(full) == len(set(full)) == 5
+
+
 def test_a_failed_run_comes_again_twice_and_then_waits_for_its_time(path: Path) -> None:
     """After a quarter of an hour each; after the third failure nothing until the next day or the next four hours."""
     clock = ManualClock(at(TOKYO, 2026, 11, 28, 12, 0))

@@ -1,6 +1,7 @@
 """The quality loop, from the schedule to the engine."""
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Scene:
         self.losses: dict[str, float | None] = dict(LOSSES)
         self.alerts: list[Alert] = []
         self.measured: list[str] = []
+        self.gate: asyncio.Event | None = None
         settings = QualitySettings(folder / "quality", texts.built_in(), ScheduleSettings(), **given)
         self.watch = QualityWatch(
             settings,
@@ -57,6 +59,8 @@ class Scene:
     async def compare(self, target: Target, job: Any, clock: Any, baselines: Any) -> Compared:
         self.measured.append(job.kind)
         assert self.agent.policies.unsettled
+        if self.gate is not None:
+            await self.gate.wait()
         loss = self.losses[target.config.kv_type_k]
         if loss is None:
             raise Unmeasured("the worker is gone")
@@ -74,8 +78,21 @@ class Scene:
         state = EngineState("mini", "value", "ready", running=int(busy), waiting=0)
         self.clock.advance(60)
         await self.watch.watch(Signals(self.clock.now(), self.clock.monotonic(), (state,)))
-        if self.watch._task is not None:
+        if self.watch._task is not None and self.gate is None:
             await asyncio.gather(self.watch._task)
+
+    async def look_closer(self, *, busy: bool, seconds: float) -> None:
+        """Middle rounds, every five seconds; at each so many requests as a busy server has."""
+        state = EngineState("mini", "value", "ready", running=2 * busy, waiting=int(busy))
+        for _ in range(int(seconds / 5)):
+            self.clock.advance(5)
+            await self.watch.give_way(Signals(self.clock.now(), self.clock.monotonic(), (state,)))
+        broken_off = self.watch._giving_way._deadline is not None and self.watch._giving_way._why is not None
+        if broken_off and self.watch._task is not None:
+            await self.watch._task
+
+    def records(self) -> list[dict[str, Any]]:
+        return [entry.record for entry in self.agent.history.read("quality")]
 
     def decisions(self) -> list[dict[str, Any]]:
         return [entry.record for entry in self.agent.history.read("decisions")]
@@ -287,4 +304,146 @@ async def test_the_status_is_what_the_verdict_says(tmp_path: Path) -> None:
     scene.watch._compare = unsure
     await scene.watch.measure("mini", "light")
     assert scene.watch.view_of("mini").status == "unclear"
+    await scene.agent.close()
+
+
+async def begun(scene: Scene) -> None:
+    """A run is due, begins in a quiet moment and does not end."""
+    await scene.set(key_type="q8_0", value_type="q8_0")
+    scene.gate = asyncio.Event()
+    await scene.look()
+    await asyncio.sleep(0)
+    assert scene.measured == ["light"]
+
+
+async def test_a_scheduled_run_gives_way_to_traffic(tmp_path: Path) -> None:
+    """Requests at two looks, and it is broken off: the record says why, nothing is judged, and it stays due: again
+    after a quarter of an hour."""
+    scene = Scene(tmp_path)
+    await begun(scene)
+    await scene.look_closer(busy=False, seconds=60)
+    await scene.look_closer(busy=True, seconds=10)
+    (record,) = scene.records()
+    assert (record["ended"], record["compared"], record["verdict"]) == ("broken_off", None, None)
+    assert record["reason"] == "broken off for the traffic (mini: 2 run, 1 wait)"
+    assert scene.watch.view_of("mini").reason == record["reason"]
+    assert not [each for each in scene.decisions() if each["rule"].startswith("quality")]
+    scene.gate = None
+    for _ in range(14):
+        await scene.look()
+    assert scene.measured == ["light"]
+    await scene.look()
+    assert scene.measured == ["light"] * 2
+    assert [each["ended"] for each in scene.records()] == ["broken_off", "measured"]
+    assert scene.watch.view_of("mini").delta_ppl == 0.2
+    await scene.agent.close()
+
+
+async def test_one_request_at_one_look_is_no_traffic(tmp_path: Path) -> None:
+    """It may have been over a moment later."""
+    scene = Scene(tmp_path)
+    await begun(scene)
+    for _ in range(10):
+        await scene.look_closer(busy=True, seconds=5)
+        await scene.look_closer(busy=False, seconds=5)
+    assert scene.gate is not None
+    scene.gate.set()
+    await asyncio.gather(*filter(None, [scene.watch._task]))
+    assert [each["ended"] for each in scene.records()] == ["measured"]
+    await scene.agent.close()
+
+
+async def test_a_run_that_a_person_asks_for_is_never_broken_off(tmp_path: Path) -> None:
+    """Nor is it begun later for the traffic."""
+    scene = Scene(tmp_path)
+    scene.gate = asyncio.Event()
+    asked = asyncio.create_task(scene.watch.measure("mini", "full"))
+    await asyncio.sleep(0)
+    await scene.look_closer(busy=True, seconds=600)
+    assert not asked.done()
+    scene.gate.set()
+    assert (await asked)["ended"] == "measured"
+    await scene.agent.close()
+
+
+async def test_the_fourth_try_of_a_run_goes_to_its_end(tmp_path: Path) -> None:
+    """Three were broken off, after pauses of a quarter, a half and a whole hour."""
+    scene = Scene(tmp_path)
+    await begun(scene)
+    began = [scene.clock.now()]
+    while len(scene.measured) < 4:
+        await scene.look_closer(busy=True, seconds=10)
+        while len(scene.measured) == len(began):
+            await scene.look()
+            await asyncio.sleep(0)
+        began.append(scene.clock.now())
+    assert [round((later - earlier) / 900) for earlier, later in pairwise(began)] == [1, 2, 4]
+    await scene.look_closer(busy=True, seconds=600)
+    assert scene.gate is not None
+    scene.gate.set()
+    await asyncio.gather(*filter(None, [scene.watch._task]))
+    assert [each["ended"] for each in scene.records()] == ["broken_off"] * 3 + ["measured"]
+    await scene.agent.close()
+
+
+async def test_a_run_that_traffic_has_put_off_for_long_is_not_broken_off_by_it(tmp_path: Path) -> None:
+    """It began in spite of it."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q8_0", value_type="q8_0")
+    scene.gate = asyncio.Event()
+    while not scene.measured:
+        await scene.look(busy=True)
+        await asyncio.sleep(0)
+    await scene.look_closer(busy=True, seconds=60)
+    scene.gate.set()
+    await asyncio.gather(*filter(None, [scene.watch._task]))
+    assert [each["ended"] for each in scene.records()] == ["measured"]
+    await scene.agent.close()
+
+
+async def test_what_a_verdict_asked_for_is_still_wanted_after_a_break(tmp_path: Path) -> None:
+    """The confirmation of a step does not wait for the schedule."""
+    scene = Scene(tmp_path)
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    await scene.look()
+    scene.gate = asyncio.Event()
+    await scene.look()
+    await asyncio.sleep(0)
+    await scene.look_closer(busy=True, seconds=10)
+    scene.gate = None
+    for _ in range(16):
+        await scene.look()
+    assert scene.kind == "q8_0"
+    await scene.agent.close()
+
+
+async def test_an_engine_that_counts_the_measurement_says_nothing_about_traffic(tmp_path: Path) -> None:
+    """vLLM tells its own prompt as running; another engine beside it does count."""
+    scene = Scene(tmp_path)
+    target = Target(ModelConfig(name="mini", engine="openai_http", url="http://127.0.0.1:9/v1", kv_type_k="q8_0"))
+    scene.watch._targets = {"mini": lambda: target}
+    await begun(scene)
+    await scene.look_closer(busy=True, seconds=60)
+    assert scene.records() == []
+    other = EngineState("other", "value", "ready", running=1)
+    for _ in range(2):
+        scene.clock.advance(5)
+        await scene.watch.give_way(Signals(scene.clock.now(), scene.clock.monotonic(), (other,)))
+    await asyncio.gather(*filter(None, [scene.watch._task]))
+    assert [each["ended"] for each in scene.records()] == ["broken_off"]
+    await scene.agent.close()
+
+
+async def test_no_step_leads_to_a_type_that_does_not_run_here(tmp_path: Path) -> None:
+    """INT8 is passed over where llama.cpp was seen not to run it; torch, which has types of its own, is not asked."""
+    scene = Scene(tmp_path)
+    scene.watch._kv_types = lambda: frozenset({"f16", "q4_0"})
+    await scene.set(key_type="q4_0", value_type="q4_0")
+    for _ in range(6):
+        await scene.look()
+    assert (scene.kind, scene.engine.policy.kv.mode) == ("f16", "disabled")
+    assert scene.measured[3:] == ["light"]
+    policy, torch = Policy(), Target(ModelConfig(name="mini", engine="torch", path="builtin"))
+    low = msgspec.structs.replace(policy, kv=msgspec.structs.replace(policy.kv, budget=0.2))
+    assert [step.rung for step in scene.watch._steps(torch, low)] == ["int8", "fp16"]
     await scene.agent.close()

@@ -3,7 +3,9 @@ seconds it is seen, by what, what is done, and after how many seconds all is as 
 bench/control_faults.py. Faults are injected right after a look of the middle loop: nothing takes longer to be seen."""
 
 import asyncio
+from itertools import pairwise
 
+import msgspec
 import pytest
 from ten_faults_harness import Gateway, Scene, simulated
 
@@ -73,19 +75,29 @@ async def test_engine_killed_between_two_looks(scene: Scene) -> None:
 
 
 @simulated
-async def test_an_engine_that_cannot_be_brought_to_the_policy_is_told_once(scene: Scene) -> None:
-    """The same difference a minute later is no news."""
+async def test_an_engine_that_stays_different_is_asked_less_and_less_often(scene: Scene) -> None:
+    """It says nothing and changes nothing: the health says how it differs, for as long as it does."""
     async with scene.site() as site:
         await site.set(kv={"recent_window": 100})
         at_s = await site.settled()
+        take, site.engine.policy = site.engine.apply, Policy()
 
         async def apply(policy: Policy) -> tuple[Applied, ...]:
-            return await site.engine.plan(policy)
+            return tuple(msgspec.structs.replace(each, done=True) for each in await site.engine.plan(policy))
 
-        site.engine.policy = Policy()
         site.engine.apply = apply  # type: ignore[method-assign]
-        await asyncio.sleep(600)
-        assert [each.rule for _, each in site.decided("", at_s)] == ["engine_drift"]
+        await asyncio.sleep(3600)
+        tries = [when for when, _ in site.decided("engine_drift", at_s)]
+        pauses = [later - earlier for earlier, later in pairwise(tries)]
+        assert 6 <= len(tries) <= 12
+        assert [min(each, 600) for each in pauses] == sorted(min(each, 600) for each in pauses)
+        assert pauses[-1] >= 600
+        told = "m: not as the policy wants it, tried again: kv.recent_window is 64, not 100"
+        assert told in site.agent.health().reasons
+        site.engine.apply = take  # type: ignore[method-assign]
+        await site.health_without("policy wants", 1000)
+        assert site.engine.policy.kv.recent_window == 100
+        assert len(site.decided("", at_s)) == len(tries) + 1
 
 
 @simulated

@@ -22,6 +22,7 @@ from sekisho.engines.llama_cpp import LlamaCppEngine
 from sekisho.engines.torch_engine import TorchEngine
 from sekisho.engines.worker_engine import WorkerEngine
 
+sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -83,7 +83,7 @@ def test_an_impossible_setting_ends_in_one_line(tiny_gguf: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"cache": 1}, "options: cache unknown; there are cache_ram_mib, speculation"),
+        ({"cache": 1}, "options: cache unknown; there are cache_ram_mib, demote_after_prefill, speculation"),
         ({"cache_ram_mib": "much"}, "options.cache_ram_mib: must be MiB of memory"),
         ({"cache_ram_mib": True}, "options.cache_ram_mib: must be MiB of memory"),
         ({"speculation": "eagle"}, "options.speculation: 'eagle' is none of off, ngram"),

@@ -7,7 +7,7 @@ import pytest
 from sekisho.control.measured import Measured, MeasurementFailed
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import PolicyProblem
-from sekisho.evaluate.ablation_run import Ablation, AblationFailed, AblationPlan, Part, ablate, combinations_of, lines
+from sekisho.evaluate.ablation_run import Ablation, AblationFailed, AblationPlan, Part, ablate, combinations_of
 
 PARTS = (
     Part("kv", {"kv": {"key_type": "q8_0"}}),
@@ -99,7 +99,6 @@ async def test_a_round_that_fails_twice_does_not_count() -> None:
     assert ablation.faults[0].endswith("the engine is gone")
     assert effects_of(ablation)[("kv", "slots")] == pytest.approx(0.25)
     assert ablation.effects[0].effects[0].interval is None
-    assert any("too few rounds" in line for line in lines(ablation))
     machine.fails = set(range(1000))
     with pytest.raises(AblationFailed, match="round 6: "):
         await ablate(Policy(), PARTS[:2], machine.measure, PLAN)

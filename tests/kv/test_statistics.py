@@ -24,6 +24,7 @@ from sekisho.kv.statistics import CacheStatistics, recount, statistics
 pytestmark = pytest.mark.kv
 
 SHAPE = HeadShape(2, 16, torch.float16, CPU)
+TABLES = ("formats", "slots", "copies", "mass", "settled")
 ONLY_EIGHT = KVPolicy(budget=None, level_thresholds=LevelThresholds(1, 0, 0))
 
 
@@ -58,6 +59,11 @@ def test_statistics_equal_a_recount(
     assert told.bytes_saved == told.bytes_at_16_bits - told.bytes_used
     assert told.tokens == sum(tiers[0].lengths)
     assert told.bytes_used <= told.bytes_allocated
+    overhead = sum(rows.batch * rows.dense_token_bytes for rows in tiers)
+    tables = (each for rows in tiers for name, each in vars(rows.table).items() if name in TABLES)
+    overhead += sum(each.numel() * each.element_size() for each in tables)
+    assert sum(told.level_bytes[each] for each in ("L0", "L1", "L2")) == told.bytes_used - overhead
+    assert told.level_bytes["L3"] == told.levels["L3"] * PAGE * 2 * 16 * 2
 
 
 def test_what_is_told_can_be_reckoned_by_hand() -> None:
@@ -69,6 +75,7 @@ def test_what_is_told_can_be_reckoned_by_hand() -> None:
     assert (told.layers, told.tokens, told.dense_tokens, told.chunks) == (1, 400, 80, 10)
     assert told.levels == {"L0": 0, "L1": 10, "L2": 0, "L3": 0}
     assert told.formats == {"k8v8": 10}
+    assert told.level_bytes == {"L0": 80 * token, "L1": 10 * page, "L2": 0, "L3": 0}
     assert told.bytes_used == 10 * page + tables + (80 + 1) * token
     assert told.bytes_at_16_bits == 400 * token
     assert told.ratio == told.bytes_used / told.bytes_at_16_bits
@@ -102,6 +109,17 @@ def test_forks_count_their_chunks_and_share_their_bytes() -> None:
     assert (told.chunks, told.tokens) == (3 * alone.chunks, 3 * alone.tokens)
     pages = alone.chunks * (2 * PAGE * 16 + 2 * PAGE * 2)
     assert told.bytes_used == 3 * alone.bytes_used - 2 * pages
+    assert told.level_bytes == alone.level_bytes | {"L0": 3 * alone.level_bytes["L0"]}
+
+
+def test_what_was_evicted_is_told_at_16_bits() -> None:
+    """All pages of a policy that keeps none: bytes in L3 alone, beside what is dense."""
+    nothing = LevelThresholds(1, 1, 1)
+    told = statistics([filled(KVPolicy(budget=None, evict=True, level_thresholds=nothing), [16 + 64 + PAGE * 3]).rows])
+    gone = told.levels["L3"]
+    assert gone > 0
+    assert told.level_bytes["L3"] == gone * 2 * PAGE * 16 * 2
+    assert told.bytes_at_16_bits == 2 * 2 * 16 * 2 * (80 + PAGE * 3)
 
 
 def test_pages_behind_a_window_count_nowhere() -> None:

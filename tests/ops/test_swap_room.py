@@ -82,6 +82,18 @@ def test_other_settings_change_the_need_by_their_cache() -> None:
     assert after - before > 3000 * MIB
 
 
+@mini
+def test_what_reads_prompts_beside_a_worker_counts() -> None:
+    """A context at 16 bits, and the weights once more; not where another worker has it as well."""
+    both = with_(kv_type_k="q8_0", kv_type_v="q8_0")
+    demoting = msgspec.structs.replace(both, options={"demote_after_prefill": True})
+    assert kv_bytes(demoting) == (kv_bytes(both) or 0) + 9 * MIB
+    weights = builtin.path().stat().st_size
+    assert extra_bytes(both, demoting) == 9 * MIB + weights
+    assert extra_bytes(demoting, both) == -9 * MIB - weights
+    assert extra_bytes(demoting, msgspec.structs.replace(demoting, threads=2)) == 0
+
+
 def test_a_file_that_tells_nothing_leaves_the_need_unknown(tmp_path: Path) -> None:
     """A GGUF without the numbers, another engine, a file that is gone."""
     head = tmp_path / "empty.gguf"

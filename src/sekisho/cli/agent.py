@@ -1,25 +1,38 @@
-"""`sekisho agent`: the control agent alone, in front of an engine that Sekisho does not run."""
+"""`sekisho agent`: the control agent alone, in front of an engine that Sekisho does not run; and what it tells."""
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sekisho.cli import agent_reading, retyped
 from sekisho.cli.failure import ABSENT, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
 
 if TYPE_CHECKING:
     from sekisho.control.assembly import EngineAddress
+    from sekisho.ops.home import Home
 
 
 def register(app: typer.Typer) -> None:
-    line = example("sekisho agent --engine http://127.0.0.1:8000/v1", ja="制御エージェントだけを起動します。")
-    app.command("agent", epilog=line)(agent)
+    line = example(
+        "sekisho agent --engine http://127.0.0.1:8000/v1",
+        "sekisho agent capabilities",
+        ja="制御エージェントだけを起動します。",
+    )
+    group = typer.Typer(epilog=line, invoke_without_command=True)
+    group.callback()(agent)
+    agent_reading.register(group)
+    app.add_typer(group, name="agent")
 
 
 def agent(
-    engine: Annotated[str, typer.Option("--engine", metavar="URL", help="The engine's address, as clients use it.")],
+    context: typer.Context,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="URL", help="The engine's address, as clients use it.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option("--kind", help="vllm, lemonade, llama_cpp, onnx_genai or openai_http; default: asked there."),
@@ -46,6 +59,28 @@ def agent(
     as_json: JsonOption = False,
 ) -> None:
     """Run the control agent alone, for an engine that Sekisho does not run. Ctrl+C ends it."""
+    if context.invoked_subcommand is not None:
+        _refuse_misplaced(context, context.invoked_subcommand)
+        return
+    if engine is None:
+        hint = "sekisho agent --engine http://127.0.0.1:8000/v1; `sekisho up` starts one of its own"
+        raise CommandFailed("--engine is missing: which engine is it for?", hint=hint, exit_code=USAGE)
+    out, place = Output(as_json=as_json), at_home(home)
+    flags = {
+        "--optimization": optimization,
+        "--mode": mode,
+        "--kv-quantization": kv_quantization,
+        "--batch-size": batch_size,
+        "--max-tokens": max_tokens,
+        "--quality-threshold": quality_threshold,
+        "--memory-limit": memory_limit,
+    }
+    _run(out, place, lambda: _address(engine, kind, model, key_env), port, flags)
+
+
+def _run(
+    out: Output, home: "Home", address: Callable[[], "EngineAddress"], port: int | None, flags: dict[str, str | None]
+) -> None:
     import msgspec
 
     from sekisho.control import process
@@ -54,33 +89,29 @@ def agent(
     from sekisho.control.policy_book import PolicyBookError
     from sekisho.control.policy_changes import PolicyProblem, overlaid
 
-    out, place = Output(as_json=as_json), at_home(home)
-    place.create()
+    home.create()
     try:
-        config, changes = process.adjusted(settings_of(place).control, os.environ)
+        config, changes = process.adjusted(settings_of(home).control, os.environ)
         config = config if port is None else msgspec.structs.replace(config, port=port)
-        told = from_flags(
-            {
-                "--optimization": optimization,
-                "--mode": mode,
-                "--kv-quantization": kv_quantization,
-                "--batch-size": batch_size,
-                "--max-tokens": max_tokens,
-                "--quality-threshold": quality_threshold,
-                "--memory-limit": memory_limit,
-            }
-        )
+        told = from_flags(flags)
         for note in told.notes:
             out.warn(note)
-        changes = overlaid(changes, told.changes)
-        where = Place(place, config, (_address(engine, kind, model, key_env),), changes=changes)
-        process.run(where, lambda url, token: _tell(out, url, token, str(place.secrets / "agent.token")))
+        where = Place(home, config, (address(),), changes=overlaid(changes, told.changes))
+        process.run(where, lambda url, token: _tell(out, url, token, str(home.secrets / "agent.token")))
     except PolicyProblem as error:
         raise CommandFailed(str(error), exit_code=USAGE) from error
     except PolicyBookError as error:
         raise CommandFailed(str(error)) from error
     except OSError as error:  # a port that is taken, or another agent of this home
         raise CommandFailed(f"the agent cannot run: {error.strerror or error}", hint="sekisho status") from error
+
+
+def _refuse_misplaced(context: typer.Context, sub: str) -> None:
+    """An option before the name of what is asked would be read and not heeded."""
+    for name in retyped.told(context):
+        option = retyped.option_of(context, name)
+        hint = f"options of `{sub}` stand behind it: sekisho agent {sub} {option} …"
+        raise CommandFailed(f"{option} stands before `{sub}`", hint=hint, exit_code=USAGE)
 
 
 def _address(url: str, kind: str | None, model: str | None, key_env: str | None) -> "EngineAddress":

@@ -26,8 +26,8 @@ class AgentClient:
         self._token = token
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def get(self, path: str) -> Any:
-        return self._ask(urllib.request.Request(self.url + path), TIMEOUT_S)
+    def get(self, path: str, timeout_s: float = TIMEOUT_S) -> Any:
+        return self._ask(urllib.request.Request(self.url + path), timeout_s)
 
     def post(self, path: str, body: Any) -> Any:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), method="POST")

@@ -37,6 +37,28 @@ TABLE: dict[str, tuple[str, str]] = {
         "Token of the control agent (shown this once; it lies in {path}):",
         "制御エージェントのトークン（今回だけ表示します。{path} に保存しました）:",
     ),
+    "capabilities_waiting": (
+        "asking what runs here; the first time everything is tried out",
+        "動くものを確認中（初回はすべてを実際に試します）",
+    ),
+    "capabilities_what": ("what", "対象"),
+    "capabilities_runs": ("runs", "動作"),
+    "capabilities_deviation": ("deviation", "誤差"),
+    "capabilities_yes": ("yes", "可"),
+    "capabilities_no": ("no", "不可"),
+    "capabilities_none": ("none", "なし"),
+    "capabilities_devices": (
+        "Devices of ONNX Runtime that run, each for when the one before is gone: {order}",
+        "ONNX Runtime で動くデバイス（使えなくなった場合の順）: {order}",
+    ),
+    "capabilities_kv_types": (
+        "KV types of llama.cpp that run, from fewest bits to most: {order}",
+        "llama.cpp で動く KV 型（ビット数の少ない順）: {order}",
+    ),
+    "capabilities_precisions": (
+        "Precisions on {place}, from fewest bits to most: {order}",
+        "{place} で動く精度（ビット数の少ない順）: {order}",
+    ),
     "agent_port_taken": (
         "port {port} is taken: the agent listens at {url}",
         "ポート {port} は使用中のため、{url} で待ち受けます",

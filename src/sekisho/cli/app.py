@@ -13,6 +13,7 @@ from sekisho.cli import (
     continuity,
     doctor,
     emergency,
+    engine,
     escalation,
     evaluate,
     gate,
@@ -56,6 +57,7 @@ server.register(app)
 app.add_typer(keys.app, name="key")
 usage.register(app)
 app.add_typer(models.app, name="model")
+app.add_typer(engine.app, name="engine")
 app.add_typer(guard.app, name="guard")
 app.add_typer(audit.app, name="audit")
 app.add_typer(escalation.app, name="escalation")

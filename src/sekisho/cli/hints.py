@@ -9,9 +9,10 @@ from pathlib import Path
 
 _given: ContextVar[Path | None] = ContextVar("the home on the command line", default=None)
 _COMMAND = re.compile(
-    r"sekisho (?:guard rules \w+|(?:key|model|config|client|guard|audit|escalation|emergency|rubric|scorecard) \w+"
+    r"sekisho (?:guard rules \w+"
+    r"|(?:key|model|config|client|guard|audit|escalation|emergency|rubric|scorecard|policy) \w+"
     r"|evaluate (?:report|list|attest|verify|forget|compare)|evaluate|bench|gate|continuity"
-    r"|up|down|status|usage|doctor)\b(?! --h)"
+    r"|engine (?:use \w+|build-native|status)|up|down|status|usage|doctor)\b(?! --h)"
 )
 
 

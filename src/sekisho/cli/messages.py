@@ -1,11 +1,13 @@
 """What the commands say, in English and Japanese."""
 
 from sekisho.cli.agent_messages import TABLE as AGENT
+from sekisho.cli.engine_messages import TABLE as ENGINE
 from sekisho.cli.evaluate_messages import TABLE as EVALUATE
 from sekisho.cli.gate_messages import TABLE as GATES
 from sekisho.cli.kv_messages import TABLE as KV
 from sekisho.cli.rubric_messages import TABLE as RUBRIC
 from sekisho.cli.scorecard_messages import TABLE as SCORECARD
+from sekisho.cli.tuning_messages import TABLE as TUNING
 
 TABLE: dict[str, tuple[str, str]] = {
     "error": ("error", "エラー"),
@@ -283,11 +285,13 @@ TABLE: dict[str, tuple[str, str]] = {
     "gpus_share": ("share", "使用率"),
     "gpus_busy": ("busy", "稼働率"),
     **AGENT,
+    **ENGINE,
     **EVALUATE,
     **GATES,
     **KV,
     **RUBRIC,
     **SCORECARD,
+    **TUNING,
 }
 
 

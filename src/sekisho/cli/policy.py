@@ -1,17 +1,17 @@
 """`sekisho policy …`: what the engines shall do, through the control agent."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
+from sekisho.cli import policy_ablate, policy_compare, policy_sides, policy_tune
 from sekisho.cli.agent_client import AgentClient, agent_client
 from sekisho.cli.failure import USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example
 from sekisho.cli.output import Output
+from sekisho.cli.policy_answers import tell
+from sekisho.cli.policy_fields import flat, nested, short
 from sekisho.cli.top import AgentOption
-
-STYLES = {"now": "green", "swap": "green", "restart": "yellow", "unsupported": "dim", "unchanged": "dim"}
 
 app = typer.Typer(
     help="Show and change what the engines do: KV cache, slots, placement, quality limits.",
@@ -33,14 +33,14 @@ def show(
     answer = agent_client(at_home(home), agent).get("/v1/policy" + (f"?model={model}" if model else ""))
     out.json(answer)
     out.say("policy_version", version=answer.pop("version"), model=answer.pop("model") or out.text("policy_all"))
-    out.table(out.columns("setting", "value"), list(_flat(answer).items()))
+    out.table(out.columns("setting", "value"), list(flat(answer).items()))
 
 
 @app.command(
     "set",
     epilog=example(
         "sekisho policy set kv.mode=dynamic engine.slots=8 --dry-run",
-        "sekisho policy set --preset chat",
+        "sekisho policy set --preset auto",
         ja="方針を変更します。",
     ),
 )
@@ -48,7 +48,10 @@ def change(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="As in kv.recent_window=128.")
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="Begin with a preset: sekisho policy presets.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Begin with a preset: sekisho policy presets; auto: by the model's size."),
+    ] = None,
     model: ModelOption = None,
     why: Annotated[str, typer.Option("--why", help="Stands beside the version.")] = "by command",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change on which engine.")] = False,
@@ -58,14 +61,17 @@ def change(
 ) -> None:
     """Change settings of the policy. No running answer breaks off."""
     out = Output(as_json=as_json)
-    body = _nested(settings or [])
+    body = nested(settings or [])
     if not body and preset is None:
         raise CommandFailed("nothing to change", hint="sekisho policy set kv.mode=dynamic", exit_code=USAGE)
+    if preset == policy_sides.AUTO:
+        preset = policy_sides.by_size(out, at_home(home), model)
     body |= {"why": why} | ({"preset": preset} if preset else {}) | ({"model": model} if model else {})
     client = agent_client(at_home(home), agent)
     with out.waiting("policy_waiting"):
         answer = client.post("/v1/policy" + ("?dry_run=true" if dry_run else ""), body)
-    _tell(out, answer)
+    out.json(answer)
+    tell(out, answer)
 
 
 @app.command("versions", epilog=example("sekisho policy versions", ja="方針の履歴を表示します。"))
@@ -83,7 +89,7 @@ def versions(agent: AgentOption = None, home: HomeOption = None, as_json: JsonOp
             each["by"],
             each.get("model") or "*",
             each["why"],
-            ", ".join(f"{field}={_short(value)}" for field, value in _flat(each["changes"]).items()),
+            ", ".join(f"{field}={short(value)}" for field, value in flat(each["changes"]).items()),
         )
         for each in found
     ]
@@ -104,7 +110,8 @@ def rollback(
     client = agent_client(at_home(home), agent)
     with out.waiting("policy_waiting"):
         answer = client.post("/v1/policy/rollback", {} if version is None else {"version": version})
-    _tell(out, answer)
+    out.json(answer)
+    tell(out, answer)
 
 
 @app.command("presets", epilog=example("sekisho policy presets", ja="用途別の方針の一覧です。"))
@@ -114,7 +121,7 @@ def presets(agent: AgentOption = None, home: HomeOption = None, as_json: JsonOpt
     found = agent_client(at_home(home), agent).get("/v1/policy/presets")["presets"]
     out.json(found)
     rows = [
-        (name, ", ".join(f"{field}={_short(value)}" for field, value in _flat(each["changes"]).items()), each["why"])
+        (name, ", ".join(f"{field}={short(value)}" for field, value in flat(each["changes"]).items()), each["why"])
         for name, each in found.items()
     ]
     out.table(out.columns("name", "changes", "why"), rows)
@@ -137,7 +144,8 @@ def baseline(
     client: AgentClient = agent_client(at_home(home), agent)
     with out.waiting("policy_waiting"):
         answer = client.post("/v1/baseline", {"enabled": state.lower() == "on"})
-    _tell(out, answer)
+    out.json(answer)
+    tell(out, answer)
 
 
 @app.command("measure", epilog=example("sekisho policy measure --full", ja="品質（パープレキシティ）を測定します。"))
@@ -175,60 +183,5 @@ def _interval(delta: dict[str, Any]) -> str | None:
     return None if delta["low"] is None else f"{delta['low']:+.3f} … {delta['high']:+.3f}"
 
 
-def _tell(out: Output, answer: dict[str, Any]) -> None:
-    out.json(answer)
-    for field, (old, new) in answer["changed"].items():
-        out.line(f"  {field}: {_short(old)} → {_short(new)}", style="bold")
-    rows = [
-        (
-            each["model"],
-            each["field"],
-            out.text(f"effect_{each['effect']}"),
-            _short(each.get("value")),
-            each.get("reason"),
-        )
-        for each in answer["applied"]
-        if each["effect"] != "unchanged"
-    ]
-    if rows:
-        out.table(out.columns("model", "setting", "effect", "value", "reason"), rows, unbroken=2)
-    key = "policy_would" if answer["dry_run"] else "policy_done"
-    out.say(key, version=answer["version"], outcome=out.text(f"outcome_{answer['outcome']}"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _short(value: Any) -> str:
-    return "—" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _nested(settings: list[str]) -> dict[str, Any]:
-    """`kv.mode=dynamic` as the interface takes it; a value is JSON where it reads as such, else text."""
-    body: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        parts = name.strip().split(".")
-        if not equals or not all(parts):
-            raise CommandFailed(f"{setting!r} is no FIELD=VALUE", hint="as in kv.recent_window=128", exit_code=USAGE)
-        inner = body
-        for part in parts[:-1]:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise CommandFailed(f"{setting!r}: {part} has a value already", exit_code=USAGE)
-        inner[parts[-1]] = _value(text.strip())
-    return body
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+for module in (policy_tune, policy_compare, policy_ablate):
+    module.register(app)

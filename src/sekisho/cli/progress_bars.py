@@ -43,20 +43,20 @@ class Bars:
         if self._rich is not None:
             self._rich.stop()
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        """May be called from any thread."""
+    def progress(self, what: str, done: int, total: int, now: str = "") -> None:
+        """May be called from any thread. `now`: what it is at, shown beside its name."""
         if self._quiet:
             return
         if self._rich is None:
-            self._line(what, done, total)
+            self._line(what, done, total, now)
             return
         task = self._tasks.get(what)
         if task is None:
             task = self._tasks[what] = self._rich.add_task(what, total=total)
-        self._rich.update(task, completed=done, total=total)
+        self._rich.update(task, completed=done, total=total, description=f"{what} {now}".rstrip())
 
-    def _line(self, what: str, done: int, total: int) -> None:
+    def _line(self, what: str, done: int, total: int, now: str) -> None:
         now_s, last_s = time.monotonic(), self._told.get(what)
         if last_s is None or (done >= total and last_s != -1.0) or (last_s >= 0 and now_s - last_s >= QUIET_S):
             self._told[what] = -1.0 if done >= total else now_s
-            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total} {now}".rstrip(), file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -12,15 +11,15 @@ import msgspec
 
 from sekisho.control import view
 from sekisho.control.api.events import EventBus
-from sekisho.control.backoff import Backoff
-from sekisho.control.base import Actuator, ActuatorFailed, Applied, Decision, DeviceState, EngineState, Signals
+from sekisho.control.base import Actuator, Decision, DeviceState, EngineState, Signals
 from sekisho.control.config import ControlConfig
+from sekisho.control.enforcement import Enforcement
 from sekisho.control.feed import Feed
 from sekisho.control.history import DECISIONS, METRICS, History
 from sekisho.control.loops import Loop, LoopFigures
 from sekisho.control.policy_book import PolicyBook
 from sekisho.control.policy_changes import PolicyProblem, plain
-from sekisho.control.policy_service import FAILED, Cause, PolicyChange, PolicyService
+from sekisho.control.policy_service import Cause, PolicyChange, PolicyService
 from sekisho.control.presets import preset as preset_named
 from sekisho.control.totals import Totals
 from sekisho.control.window import Window
@@ -29,8 +28,6 @@ from sekisho.core.clock import Clock
 log = logging.getLogger("sekisho.control")
 
 STATE_DEADLINE_S = 5.0
-
-AGAIN_S = (10.0, 600.0)  # between two tries to bring an engine to its policy: the first pause, the longest
 
 Watcher = Callable[[Signals], Awaitable[None]]
 
@@ -61,15 +58,6 @@ class Health(msgspec.Struct, frozen=True):
     engines: dict[str, str]
 
 
-class _Owed:
-    """An engine that came back and is not yet as the policy wants it. `why`: what it answered to the last try."""
-
-    def __init__(self) -> None:
-        self.backoff = Backoff(*AGAIN_S, 2.0, random.Random())
-        self.not_before_s = 0.0
-        self.why: str | None = None
-
-
 class Agent:
     """Started once by `run`, which goes on until it is cancelled. Belongs to one event loop.
 
@@ -95,9 +83,9 @@ class Agent:
         self._queued: dict[str, EngineState] = {}  # as the gateway sees them: what runs and waits there
         self._engines: dict[str, EngineState] = {}
         self._devices: tuple[DeviceState, ...] = ()
-        self._was_ready: set[str] = set()
-        self._owed: dict[str, _Owed] = {}
-        self._drift: dict[str, tuple[Applied, ...]] = {}  # by model, the last that was answered
+        self._enforcement = Enforcement(
+            self.policies, parts.clock, lambda state: self.bus.publish("engine", self._clock.now(), state)
+        )
         self._counted: Counter[tuple[str, str]] = Counter()  # decisions, by loop and outcome
         loops = config.loops
         self._loops = (
@@ -141,12 +129,12 @@ class Agent:
             self.bus.publish("metrics", self._clock.now(), self.metrics(None))
 
     async def _middle(self) -> None:
-        """Looks at engines and devices, brings engines that came back to the policy, and lets the watchers decide."""
+        """Looks at engines and devices, brings engines to the policy, and lets the watchers decide."""
         states = await asyncio.gather(*(self._state(actuator) for actuator in self._parts.actuators.values()))
         self._devices = await self._parts.sample_devices()
         self._engines = {state.model: self._joined(state) for state in states}
         for state in states:
-            await self._came_back(state)
+            await self._enforcement.look(state)
         signals = self.signals()
         for watcher in self.watchers:
             await watcher(signals)
@@ -154,9 +142,8 @@ class Agent:
     async def _slow(self) -> None:
         """Keeps a point of history, and does what takes long."""
         await asyncio.to_thread(self.history.append, METRICS, self.metrics(None))
-        for state in tuple(self._engines.values()):
-            if state.state == "ready" and self.policies.book.version:
-                await self._look_for_drift(state.model)
+        for model in self._names:
+            await self._enforcement.look_for_drift(model)
         signals = self.signals()
         for watcher in self.slow_watchers:
             await watcher(signals)
@@ -181,41 +168,6 @@ class Agent:
             slots=state.slots if state.slots is not None else queued.slots,
         )
 
-    async def _came_back(self, state: EngineState) -> None:
-        """An engine that was started anew has its own settings; as long as nobody has set a policy, they stay. What it
-        did not take is tried again, less and less often."""
-        model, ready = state.model, state.state == "ready"
-        if ready != (model in self._was_ready):
-            self.bus.publish("engine", self._clock.now(), state)
-            self._owed.pop(model, None)
-            if ready and self.policies.book.version:
-                self._owed[model] = _Owed()
-        (self._was_ready.add if ready else self._was_ready.discard)(model)
-        owed = self._owed.get(model)
-        if owed is None or self._clock.monotonic() < owed.not_before_s:
-            return
-        owed.not_before_s = self._clock.monotonic() + owed.backoff.next_s()
-        cause = Cause("middle", "engine_back", "engine.state", f"the engine of {model} is ready again")
-        refused = [each for each in await self.policies.enforce(model, cause) if each.field == FAILED]
-        if refused:
-            owed.why = refused[0].reason
-        else:
-            self._owed.pop(model, None)
-
-    async def _look_for_drift(self, model: str) -> None:
-        """An engine that was started anew between two looks was ready at both, and has lost what it took at run time.
-        The same difference is answered once: what an engine cannot be brought to is no news a minute later."""
-        try:
-            async with asyncio.timeout(STATE_DEADLINE_S):
-                drift = await self.policies.differing(model)
-        except (ActuatorFailed, TimeoutError):
-            return  # it does not answer: the middle loop tells that
-        if drift and drift != self._drift.get(model):
-            fields = ", ".join(each.field for each in drift)
-            cause = Cause("slow", "engine_drift", "engine.settings", f"{model} is not as the policy wants it: {fields}")
-            await self.policies.enforce(model, cause)
-        self._drift[model] = drift
-
     # --- what it knows ------------------------------------------------------------------------------------------------
 
     def signals(self) -> Signals:
@@ -232,9 +184,7 @@ class Agent:
         engines = {model: self._engines[model].state if model in self._engines else "unknown" for model in self._names}
         loops = tuple(loop.figures() for loop in self._loops)
         reasons = [f"{model}: {state}" for model, state in engines.items() if state != "ready"]
-        reasons += [
-            f"{name}: not as the policy wants it, tried again: {o.why}" for name, o in self._owed.items() if o.why
-        ]
+        reasons += self._enforcement.reasons()
         reasons += [f"{loop.name} loop: {loop.last_error}" for loop in loops if loop.last_error]
         reasons += [f"{loop.name} loop: its last run began {loop.late_s:.3g} s late" for loop in loops if loop.behind]
         reasons += self.unsent()
@@ -271,14 +221,19 @@ class Agent:
     def prometheus(self) -> bytes:
         from sekisho.control import prometheus
 
-        return prometheus.text(
+        seen = prometheus.Seen(
             [self._parts.window.figures(name) for name in self._names],
             self._parts.totals.counted(),
             tuple(self._engines.values()),
             self._devices,
             self._counted,
             [loop.figures() for loop in self._loops],
+            [
+                prometheus.Quality(name, self.quality_of(name), self.policies.current(name).quality.max_delta_ppl)
+                for name in self._names
+            ],
         )
+        return prometheus.text(seen)
 
     async def capabilities(self, *, refresh: bool) -> Any:
         return None if self.probe is None else await self.probe(refresh)

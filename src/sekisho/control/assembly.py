@@ -25,7 +25,7 @@ from sekisho.control.api.events import EventBus
 from sekisho.control.api.routes import application
 from sekisho.control.balancer import Balancer
 from sekisho.control.base import Actuator, ActuatorFailed, Applied, EngineState
-from sekisho.control.capabilities import Capabilities, Prober
+from sekisho.control.capabilities import CapabilitiesAnswer, Probed, Prober
 from sekisho.control.config import DEFAULT_PORT, ControlConfig
 from sekisho.control.devices import Devices
 from sekisho.control.fallback import Fallbacks
@@ -179,20 +179,21 @@ class _Assembled:
         agent.unsent = lambda: notifier.unsent
         self._agent, self._devices, self._alerts = agent, devices, notifier
 
+        self._probed = Probed(Prober(), folder / "capabilities.json")
+        await asyncio.to_thread(self._probed.read)
+
         def tell(alert: Alert) -> None:
             notifier.notify(alert)
             bus.publish("alert", alert.at, alert)
 
         self._quality = self._watch_quality(agent, bus, tell)
-        agent.watchers.append(self._reactions(agent, tell).watch)
+        agent.watchers += [self._quality.give_way, self._reactions(agent, tell).watch]
         agent.slow_watchers.append(self._quality.watch)
         agent.quality_of = self._quality.view_of
         agent.measure = self._quality.measure
-        prober = Prober()
 
-        async def probe(refresh: bool) -> Capabilities:
-            file = folder / "capabilities.json"
-            return await asyncio.to_thread(lambda: prober.cached(file, clock.now(), refresh=refresh))
+        async def probe(refresh: bool) -> CapabilitiesAnswer:
+            return await asyncio.to_thread(lambda: self._probed.answer(clock.now(), refresh=refresh))
 
         agent.probe = probe
         return agent
@@ -219,9 +220,14 @@ class _Assembled:
     def _reactions(self, agent: Agent, tell: Callable[[Alert], None]) -> Reactions:
         overlay_file = self._place.folder / "overlay.json"
         overlay = read_overlay(overlay_file)
-        fallbacks = Fallbacks(random.Random(), overlay=overlay)
-        balancer = Balancer(overlay=overlay, layers=_layers(self._place.engines))
+        fallbacks = Fallbacks(random.Random(), overlay=overlay, kv_types=self._kv_types)
+        balancer = Balancer(overlay=overlay, layers=_layers(self._place.engines), kv_types=self._kv_types)
         return Reactions(agent.policies, fallbacks, balancer, tell, self._clock, overlay_file, lambda: agent.config.act)
+
+    def _kv_types(self) -> frozenset[str] | None:
+        """Those that llama.cpp runs here; None where no engine is llama.cpp of this machine, or it is not known."""
+        ours = any(engine.config.engine == "llama_cpp" for engine in self._place.engines)
+        return self._probed.kv_types if ours else None
 
     def _watch_quality(self, agent: Agent, bus: EventBus, tell: Callable[[Alert], None]) -> QualityWatch:
         chosen = self._place.config.quality
@@ -254,6 +260,7 @@ class _Assembled:
             tell,
             self._clock,
             acts=lambda: "quality" in agent.config.act,
+            kv_types=self._kv_types,
         )
 
     def _text(self, path: str | None, tell: Callable[[Alert], None]) -> texts.Text:

@@ -3,7 +3,7 @@ at a time; back in reverse order when the pressure is gone.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -95,8 +95,8 @@ class _Done(msgspec.Struct, frozen=True):
 class Balancer:
     """One for each policy. Pure but for what it remembers; time is `signals.monotonic_s`. A step must be applied before
     the next `step`; what is not in the policy by then counts as refused, and nothing is tried for a quarter of an hour.
-    `layers`: of the model, where known: without,
-    nothing can be offloaded in parts. `kv_types`: those that really run here (None: all)."""
+    `layers`: of the model, where known: without, nothing can be offloaded in parts. `kv_types`: tells those that
+    really run here, as far as that is known by then (None: not, and all are taken to)."""
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class Balancer:
         *,
         overlay: Overlay | None = None,
         layers: int | None = None,
-        kv_types: frozenset[str] | None = None,
+        kv_types: Callable[[], Collection[str] | None] | None = None,
     ) -> None:
         self._settings = settings if settings is not None else Balance()
         self.overlay = overlay if overlay is not None else Overlay()
         self._layers = layers
-        self._types = tuple(kind for kind in _LADDER_OF_TYPES if kv_types is None or kind in kv_types)
+        self._kv_types = kv_types
         self._done: list[_Done] = []
         self._theirs: set[str] = set()
         self._confirmed: set[str] = set()
@@ -274,7 +274,7 @@ class Balancer:
             self._skipped["precision"] = "kv.mode is disabled"
             return {}
         self._skipped.pop("precision", None)
-        types = self._types if mode != "quality_optimized" else self._types[:1]
+        types = self._types if mode != "quality_optimized" else tuple(t for t in self._types if t == "q8_0")
         unnamed = any(self.overlay.value(policy, name) is None for name in _TOLD_AS)
         if unnamed and any(engine.state != "ready" for engine in signals.engines):
             self._skipped["precision"] = "an engine that is not ready does not tell its types"
@@ -287,6 +287,11 @@ class Balancer:
         if lower == _LADDER_OF_TYPES[-1] and mode != "throughput_optimized":
             fields["kv.mode"] = "throughput_optimized"  # for engines with a tiered cache instead of one type
         return fields
+
+    @property
+    def _types(self) -> tuple[KvType, ...]:
+        run = None if self._kv_types is None else self._kv_types()
+        return tuple(kind for kind in _LADDER_OF_TYPES if run is None or kind in run)
 
     def _bits(self, name: str, signals: Signals, policy: Policy) -> float:
         """Bits of keys or of values: by policy, else the fewest of all engines that tell them, so that a common type

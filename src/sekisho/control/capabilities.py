@@ -7,6 +7,7 @@ and hardware stay what they were.
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -27,6 +28,8 @@ from sekisho.engines.config import KvType
 from sekisho.ops.gpu_sample import read_gpus
 from sekisho.ops.hardware import RunProbe, run_probe
 from sekisho.ops.home import write_atomically
+
+log = logging.getLogger("sekisho.control")
 
 DEADLINE_S: Final = 60.0
 KV_TYPES: Final[tuple[str, ...]] = get_args(KvType)
@@ -115,15 +118,11 @@ class FallbackTable(msgspec.Struct, frozen=True):
     precisions: dict[Place, tuple[Kind, ...]]
     kv_types: tuple[str, ...]
 
-    def next_device(self, after: Place) -> Place | None:
-        """Where work goes when `after` is gone; None: nowhere."""
-        later = PLACES[PLACES.index(after) + 1 :]
-        return next((place for place in later if place in self.devices), None)
 
-    def next_precision(self, place: Place, after: Kind) -> Kind | None:
-        """What to run there when `after` does not; None: nothing."""
-        later = KINDS[KINDS.index(after) + 1 :]
-        return next((kind for kind in later if kind in self.precisions.get(place, ())), None)
+class CapabilitiesAnswer(Capabilities, frozen=True):
+    """As the interface tells them. `fallback`: what there is instead of what does not run."""
+
+    fallback: FallbackTable
 
 
 class Prober:
@@ -162,14 +161,19 @@ class Prober:
             providers[name] = Provider(found["int4"], found["int8"], found["fp16"], found["fp32"], tuple(told["kinds"]))
         return Capabilities(providers, version, why, self._llama(), now, self.key())
 
+    def kept(self, file: Path) -> Capabilities | None:
+        """What the file says as long as it holds; None where nothing is known yet, or where another version of ours
+        wrote it. Tries nothing. Raises OSError where the file cannot be read."""
+        with contextlib.suppress(FileNotFoundError, Undecodable):
+            known = decoded(file.read_bytes(), Capabilities)
+            return known if known.key == self.key() else None
+        return None
+
     def cached(self, file: Path, now: float, *, refresh: bool = False) -> Capabilities:
         """What the file says as long as it holds, else `probe`, written down. Raises OSError where it cannot be."""
-        if not refresh:
-            # Nothing may be known yet, or another version of ours wrote it.
-            with contextlib.suppress(FileNotFoundError, Undecodable):
-                known = decoded(file.read_bytes(), Capabilities)
-                if known.key == self.key():
-                    return known
+        known = None if refresh else self.kept(file)
+        if known is not None:
+            return known
         found = self.probe(now)
         write_atomically(file, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
         return found
@@ -220,6 +224,33 @@ class Prober:
             os.close(ours)
         ended = f"no answer within {self._deadline_s:g} s" if late else _end(child.returncode, errors)
         return [line for line in map(_line, output.splitlines()) if line is not None], ended
+
+
+class Probed:
+    """The findings in one file, and what is known of them for whoever may not wait."""
+
+    def __init__(self, prober: Prober, file: Path) -> None:
+        self._prober, self._file = prober, file
+        self._known: Capabilities | None = None
+
+    def read(self) -> None:
+        """What was found out earlier, if it still holds. Blocks, and tries nothing. Never raises."""
+        try:
+            self._known = self._prober.kept(self._file)
+        except OSError as error:
+            log.warning("%s cannot be read: %s", self._file, error)
+
+    def answer(self, now: float, *, refresh: bool = False) -> CapabilitiesAnswer:
+        """As `Prober.cached`, of which it raises what that raises."""
+        found = self._known = self._prober.cached(self._file, now, refresh=refresh)
+        return CapabilitiesAnswer(**msgspec.structs.asdict(found), fallback=fallback_table(found))
+
+    @property
+    def kv_types(self) -> frozenset[str] | None:
+        """llama.cpp's that really run here; None where that is not known, also where not even 16 bits would run: then
+        it is not the type that fails."""
+        runs = self._known.kv_types if self._known is not None else frozenset[str]()
+        return runs if "f16" in runs else None
 
 
 def fallback_table(found: Capabilities) -> FallbackTable:

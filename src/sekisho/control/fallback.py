@@ -2,6 +2,7 @@
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -86,9 +87,12 @@ class Fallbacks:
         limits: Limits | None = None,
         overlay: Overlay | None = None,
         acts: bool = True,
+        kv_types: Callable[[], frozenset[str] | None] | None = None,
     ) -> None:
+        """`kv_types`: tells those of `Limits`, as far as they are known by then."""
         self._chance = chance
         self._limits = limits if limits is not None else Limits()
+        self._kv_types = kv_types
         self.overlay = overlay if overlay is not None else Overlay()
         self._acts = acts
         self._episodes: dict[tuple[Reason, str], _Episode] = {}
@@ -209,7 +213,10 @@ class Fallbacks:
         if episode.rungs is None:
             if monotonic_s - episode.not_before_s >= rule.limit_s:
                 episode.backoff.reset()  # it was well for long: this is new trouble
-            episode.rungs, episode.level = ladder(finding, policy, signals, self._limits), 0
+            limits = self._limits
+            if self._kv_types is not None:
+                limits = msgspec.structs.replace(limits, kv_types=self._kv_types())
+            episode.rungs, episode.level = ladder(finding, policy, signals, limits), 0
             episode.theirs = set()
         return self._act(episode, finding, policy, rule, monotonic_s)
 

@@ -37,7 +37,8 @@ WINDOW: Final = (16, 512)
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where trouble begins and where it ends. Shares are 0 to 1. `hot_cpu_c` and so on: for devices whose driver tells
     no limit of its own (our choice, a few degrees below where such parts slow down by themselves). A graphics card may
-    be fuller than the machine: servers such as vLLM take nine tenths of it at their start."""
+    be fuller than the machine: servers such as vLLM take nine tenths of it at their start. `kv_types`: of llama.cpp,
+    those that run here (None: not known, and all are taken to)."""
 
     hot_cpu_c: float = 95.0
     hot_gpu_c: float = 85.0
@@ -53,6 +54,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drafted_at_least: int = 1_000
     quality_calm: float = 0.8
     silent_s: float = 120.0
+    kv_types: frozenset[str] | None = None
+
+    def eight_bits_run(self) -> bool:
+        return self.kv_types is None or "q8_0" in self.kv_types
 
 
 class QualityReading(msgspec.Struct, frozen=True):
@@ -263,7 +268,9 @@ def _device_missing(finding: Finding, policy: Policy, signals: Signals, limits: 
 def _memory(finding: Finding, policy: Policy, signals: Signals, limits: Limits) -> tuple[Rung, ...]:
     window = max(WINDOW[0], min(32, policy.kv.recent_window // 2))
     harder = {"kv.recent_window": window, "kv.level_thresholds": _thresholds(policy, +0.1)}
-    rungs = [Rung("compress more", harder), Rung("compress most", {"kv.mode": "throughput_optimized"})]
+    rungs = [Rung("compress more", harder)]
+    if limits.eight_bits_run():  # what the mode means to an engine with one type
+        rungs.append(Rung("compress most", {"kv.mode": "throughput_optimized"}))
     if any(device.id == finding.subject and device.kind == "memory" for device in signals.devices):
         rungs.insert(0, Rung("forget prompts", {"engine.prompt_cache_bytes": 0}))
     return (*rungs, *_fewer_slots(policy, signals, 1))
@@ -292,7 +299,8 @@ def _quality(finding: Finding, policy: Policy, signals: Signals, limits: Limits)
             better[name] = "q8_0"
     whole = {"kv.mode": "disabled", "kv.key_type": None, "kv.value_type": None}
     careful = _more_precise(policy, 0.1, min(WINDOW[1], policy.kv.recent_window * 2))
-    return (Rung("less in four bits", careful), Rung("eight bits", better), Rung("sixteen bits", whole))
+    eight = (Rung("eight bits", better),) if limits.eight_bits_run() else ()
+    return (Rung("less in four bits", careful), *eight, Rung("sixteen bits", whole))
 
 
 _LADDERS: Final[Mapping[Reason, Callable[[Finding, Policy, Signals, Limits], tuple[Rung, ...]]]] = MappingProxyType(

@@ -64,6 +64,13 @@ class PolicyService:
         self._turns = {model: asyncio.Lock() for model in actuators}
         self._under_way = 0
         self._unsettled_until_s = clock.monotonic()
+        self._refused: dict[str, str] = {}
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """By model, why its engine did not take all that it can of the policy in force, when it was brought there
+        last."""
+        return self._refused
 
     def current(self, model: str | None = None) -> Policy:
         """The policy in force, of one model or that of all. Raises PolicyProblem for a model that there is not."""
@@ -122,11 +129,11 @@ class PolicyService:
                 self._decide(cause, model, f"policy {self.book.version} again", applied, outcome(applied))
             return applied
 
-    async def differing(self, model: str) -> tuple[Applied, ...]:
-        """Where an engine that takes changes while it runs is not as the policy wants it; nothing while a change is
-        under way. Raises ActuatorFailed."""
+    async def differing(self, model: str) -> tuple[Applied, ...] | None:
+        """Where an engine that takes changes while it runs is not as the policy wants it; None while a change is under
+        way. Raises ActuatorFailed."""
         if self._turns[model].locked():
-            return ()
+            return None
         planned = await self._plan(model, {}, "")
         return tuple(each for each in planned if each.effect == "now" and each.was != each.value)
 
@@ -165,23 +172,26 @@ class PolicyService:
         self, cause: Cause, model: str | None, action: str, before: Policy, was: int, made: int
     ) -> PolicyChange:
         """Brings the version `made` to its engines, and takes it back where none took it. `was`: the version before."""
-        changed = difference(before, self.current(model))
+        changed, refused = difference(before, self.current(model)), dict(self._refused)
         applied = await self._apply(model)
         word = outcome(applied)
         if word == "failed" and made != was and any(each.field == FAILED for each in applied):
-            cause = self._take_back(cause, was, model)
+            cause = self._take_back(cause, was, model, refused)
         decision = self._decide(cause, model, action, applied, word)
         after = plain(self.current(model))
         return PolicyChange(False, self.book.version, after, changed, applied, word, decision.number)
 
-    def _take_back(self, cause: Cause, was: int, model: str | None) -> Cause:
-        """The cause, with what a person must know where the disk does not let us."""
+    def _take_back(self, cause: Cause, was: int, model: str | None, refused: Mapping[str, str]) -> Cause:
+        """The cause, with what a person must know where the disk does not let us. `refused`: by whom, before this
+        change; each engine runs as before it."""
         try:
             self.book.roll_back(was, by=AGENT, model=model)
         except BookUnwritable as error:
             log.error("a policy that no engine took stays in force: %s", error)
             why = f"{cause.why}; no engine took it, and what was before could not be put in force again: {error}"
             return msgspec.structs.replace(cause, why=why)
+        for actuator in self._of(model):
+            self._note_refusal(actuator.model, refused.get(actuator.model))
         return cause
 
     async def _apply(self, model: str | None) -> tuple[Applied, ...]:
@@ -190,12 +200,19 @@ class PolicyService:
         self._under_way += 1
         try:
             for actuator in self._of(model):
-                said += await self._ask(actuator)
+                told = await self._ask(actuator)
+                self._note_refusal(actuator.model, refusal(told))
+                said += told
         finally:
             self._under_way -= 1
         if any(each.effect == "swap" or each.field == FAILED for each in said):
             self._unsettled_until_s = self._clock.monotonic() + UNSETTLED_S
         return tuple(said)
+
+    def _note_refusal(self, model: str, why: str | None) -> None:
+        self._refused.pop(model, None)
+        if why is not None:
+            self._refused[model] = why
 
     async def _ask(self, actuator: Actuator) -> tuple[Applied, ...]:
         try:
@@ -229,6 +246,14 @@ class PolicyService:
         )
         self._decided(decision)
         return decision
+
+
+def refusal(told: tuple[Applied, ...]) -> str | None:
+    """Why an engine did not do what it could have done; None where nothing of that kind is left."""
+    left = [each for each in told if not each.done and (each.field == FAILED or each.effect in ("now", "swap"))]
+    if not left:
+        return None
+    return "; ".join(dict.fromkeys(each.reason or f"{each.field} is {each.was}, not {each.value}" for each in left))
 
 
 def _would(planned: tuple[Applied, ...]) -> str:

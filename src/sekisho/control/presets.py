@@ -12,13 +12,11 @@ memory, would keep more pages in full precision here.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from sekisho.control.policy_problem import PolicyProblem, shown
-
-Use = Literal["chat", "batch", "quality"]
 
 
 class Preset(msgspec.Struct, frozen=True):
@@ -111,11 +109,6 @@ def by_size(parameters: int) -> Preset:
     if parameters < 1:
         raise PolicyProblem("parameters", f"must be at least 1, not {shown(parameters)}")
     return PRESETS[next((name for limit, name in _UP_TO if parameters <= limit), "20b")]
-
-
-def by_use(use: Use) -> Preset:
-    """For what the model is asked to do."""
-    return preset(use)
 
 
 def preset(name: str) -> Preset:

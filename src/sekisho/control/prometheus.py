@@ -7,7 +7,8 @@ for recording rules, and a real vLLM among the engines exposes its own. What is 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -18,6 +19,7 @@ from sekisho.control.base import DeviceState, EngineState, KvState
 from sekisho.control.figures import Figures, Spread
 from sekisho.control.loops import LoopFigures
 from sekisho.control.totals import SECONDS, Histogram, ModelTotals
+from sekisho.control.view import QualityView
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX: Final = "sekisho_agent_"
@@ -29,20 +31,39 @@ _STATISTICS: Final = {
 Row = tuple[tuple[str, ...], float | None]
 
 
-def text(
-    figures: Sequence[Figures],
-    totals: Sequence[ModelTotals],
-    engines: Sequence[EngineState],
-    devices: Sequence[DeviceState],
-    decisions: Mapping[tuple[str, str], int],
-    loops: Sequence[LoopFigures] = (),
-) -> bytes:
+class Quality(NamedTuple):
+    """One model's last perplexity run, and the loss that its policy allows."""
+
+    model: str
+    view: QualityView
+    max_delta_ppl: float
+
+
+class Seen(NamedTuple):
     """`figures`: one per model; those of all models together are left out, for whoever adds up would count them twice.
     `decisions`: how many since the agent began, by loop and outcome."""
+
+    figures: Sequence[Figures] = ()
+    totals: Sequence[ModelTotals] = ()
+    engines: Sequence[EngineState] = ()
+    devices: Sequence[DeviceState] = ()
+    decisions: Mapping[tuple[str, str], int] = MappingProxyType({})
+    loops: Sequence[LoopFigures] = ()
+    quality: Sequence[Quality] = ()
+
+
+def text(seen: Seen) -> bytes:
+    """The whole page."""
     registry = CollectorRegistry()
-    registry.register(
-        _Once([*_counts(totals), *_window(figures), *_engines(engines), *_devices(devices), *_agent(decisions, loops)])
+    families = (
+        *_counts(seen.totals),
+        *_window(seen.figures),
+        *_engines(seen.engines),
+        *_quality(seen.quality),
+        *_devices(seen.devices),
+        *_agent(seen.decisions, seen.loops),
     )
+    registry.register(_Once(families))
     return generate_latest(registry)
 
 
@@ -196,6 +217,36 @@ def _engines(engines: Sequence[EngineState]) -> list[Metric]:
 
 def _used_share(kv: KvState) -> float | None:
     return kv.used_bytes / kv.limit_bytes if kv.used_bytes is not None and kv.limit_bytes else None
+
+
+def _quality(quality: Sequence[Quality]) -> list[Metric]:
+    def per_model(name: str, help_text: str, value: Callable[[Quality], float | None]) -> Metric:
+        return _gauge(name, help_text, (MODEL,), [((each.model,), value(each)) for each in quality])
+
+    both = [
+        ((each.model, precision), value)
+        for each in quality
+        for precision, value in (("in_force", each.view.current_ppl), ("full", each.view.baseline_ppl))
+    ]
+    return [
+        _gauge(
+            "quality_perplexity",
+            "Of the last run: under the policy in force, and with the KV cache at 16 bits (full).",
+            (MODEL, "precision"),
+            both,
+        ),
+        per_model(
+            "quality_delta_perplexity",
+            "Perplexity under the policy less that at 16 bits, of the last run.",
+            lambda each: each.view.delta_ppl,
+        ),
+        per_model("quality_max_delta_perplexity", "The most that the policy allows.", lambda each: each.max_delta_ppl),
+        per_model(
+            "quality_measured_timestamp_seconds",
+            "When the last run ended, in seconds since 1970.",
+            lambda each: each.view.last_run,
+        ),
+    ]
 
 
 def _devices(devices: Sequence[DeviceState]) -> list[Metric]:

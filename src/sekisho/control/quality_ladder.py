@@ -1,5 +1,6 @@
 """The way back to full precision, as changes of the policy: INT4 -> INT8 -> FP16. Pure."""
 
+from collections.abc import Collection
 from typing import Any, Final, Literal
 
 import msgspec
@@ -61,12 +62,18 @@ def rung_of_tiers(policy: Policy) -> Rung:
     return "int8" if kv.level_thresholds.L2_int4 == 0 else "int4"
 
 
-def steps(now: Rung, policy: Policy) -> tuple[Step, ...]:
+def steps(now: Rung, policy: Policy, kv_types: Collection[str] | None = None) -> tuple[Step, ...]:
     """What is above `now`, the nearest first. Each one's `undo` is the policy of now: take the steps of the policy in
-    force anew after each."""
+    force anew after each. `kv_types`: those that run, for an engine with one type per context (None: not known)."""
     plain = msgspec.to_builtins(policy.kv)
     return tuple(
         Step(rung, {"kv": dict(changes)}, {"kv": {name: plain[name] for name in (*changes, *_BROUGHT)}})
         for rung, changes in _CHANGES
-        if RUNGS.index(rung) > RUNGS.index(now)
+        if RUNGS.index(rung) > RUNGS.index(now) and _run(changes, kv_types)
     )
+
+
+def _run(changes: dict[str, Any], kv_types: Collection[str] | None) -> bool:
+    """Whether all types that a step names run."""
+    named = {changes[name] for name in ("key_type", "value_type")} - {None}
+    return kv_types is None or named <= set(kv_types)

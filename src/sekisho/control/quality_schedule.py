@@ -26,19 +26,23 @@ _MOST_TRIES: Final = 3
 
 class ScheduleSettings(msgspec.Struct, frozen=True):
     """`zone` None: the machine's. `most_wait_s`: how long traffic may put a run off. `retry_s`: before a failed run is
-    tried again, three times in all."""
+    tried again, three times in all, and before one that traffic broke off, doubling up to `most_wait_s`. After
+    `most_breaks` of these, and once a full run is late by `late_s`, it runs to its end."""
 
     full_at: time = time(6, 0)
     light_every_s: float = 4 * 3600.0
     zone: ZoneInfo | None = None
     most_wait_s: float = 2 * 3600.0
     retry_s: float = 900.0
+    most_breaks: int = 3
+    late_s: float = 12 * 3600.0
 
 
 class _Notes(msgspec.Struct, frozen=True):
     """`slot`: the time of day that the last full run was for. `light_at`: when the last run of either kind ended.
     `begun`: what ran when this was written, and `begun_slot` what for. `tries`: failed since the last that did not.
-    `waits_since`: when traffic put off what is due."""
+    `waits_since`: when traffic put off what is due. `breaks`: how often it broke one off since the last that ended, and
+    `rest_until`: when the next may begin."""
 
     slot: float
     light_at: float | None = None
@@ -47,6 +51,8 @@ class _Notes(msgspec.Struct, frozen=True):
     tries: int = 0
     retry_at: float | None = None
     waits_since: float | None = None
+    breaks: int = 0
+    rest_until: float | None = None
 
 
 class Schedule:
@@ -55,7 +61,7 @@ class Schedule:
 
     def __init__(self, path: Path, clock: Clock, settings: ScheduleSettings | None = None) -> None:
         self._path, self._clock, self._settings = path, clock, settings or ScheduleSettings()
-        self._light_since = self._wait_since = self._retry_since = clock.monotonic()
+        self._light_since = self._wait_since = self._retry_since = self._rest_since = clock.monotonic()
         found = self._read()
         # The first day's time of day is not made up for: a light run comes at once instead.
         self._notes = found or _Notes(slot=last_slot(clock.now(), self._settings))
@@ -80,15 +86,35 @@ class Schedule:
         return None
 
     def may_run(self, busy: bool) -> bool:
-        """Whether what is due may run now: at once without traffic, with traffic after `most_wait_s`."""
+        """Whether what is due may run now: at once without traffic, with traffic after `most_wait_s`; not while it
+        rests after it was broken off."""
+        now, monotonic, notes = self._clock.now(), self._clock.monotonic(), self._notes
+        if notes.rest_until is not None:
+            if now < notes.rest_until and monotonic - self._rest_since < self._rest_s(notes.breaks):
+                return False
+            self._note(rest_until=None)
         if not busy:
             return True
-        now, monotonic = self._clock.now(), self._clock.monotonic()
         if self._notes.waits_since is None:
             self._wait_since = monotonic
             self._note(waits_since=now)
-        since = self._notes.waits_since or now
-        return max(now - since, monotonic - self._wait_since) >= self._settings.most_wait_s
+        return self._has_waited()
+
+    def insists(self, kind: Kind) -> bool:
+        """Whether a run that begins now goes to its end, whatever traffic comes: it was put off or broken off often
+        enough."""
+        late = self._clock.now() - next_slot(self._notes.slot, self._settings) >= self._settings.late_s
+        return self._notes.breaks >= self._settings.most_breaks or self._has_waited() or (kind == "full" and late)
+
+    def _has_waited(self) -> bool:
+        since = self._notes.waits_since
+        if since is None:
+            return False
+        waited_s = max(self._clock.now() - since, self._clock.monotonic() - self._wait_since)
+        return waited_s >= self._settings.most_wait_s
+
+    def _rest_s(self, breaks: int) -> float:
+        return min(self._settings.retry_s * 2.0 ** (breaks - 1), self._settings.most_wait_s)
 
     def began(self, kind: Kind) -> None:
         """A run that is cut off by a crash counts as a failed one. Raises OSError where that cannot be written down: a
@@ -116,13 +142,19 @@ class Schedule:
         retry_at = self._clock.now() + self._settings.retry_s
         self._note(begun=None, tries=tries, retry_at=retry_at, waits_since=None)
 
+    def broken_off(self) -> None:
+        """It gave way to traffic: what was due stays so."""
+        breaks = self._notes.breaks + 1
+        self._rest_since = self._clock.monotonic()
+        self._note(begun=None, breaks=breaks, rest_until=self._clock.now() + self._rest_s(breaks), waits_since=None)
+
     def next_full(self) -> float:
         """When the next full run is due if nothing is missed; for display."""
         return next_slot(max(self._clock.now(), self._notes.slot), self._settings)
 
     def _finish(self, now: float, slot: float) -> None:
         self._light_since = self._clock.monotonic()
-        self._note(slot=slot, light_at=now, begun=None, begun_slot=None, tries=0, retry_at=None, waits_since=None)
+        self._note(**msgspec.structs.asdict(_Notes(slot=slot, light_at=now)))
 
     def _follow_clock(self, now: float) -> None:
         """What was noted under a clock that ran ahead. A slot of later today is left: it was measured for, shortly
@@ -136,6 +168,8 @@ class Schedule:
             changes["retry_at"] = now + self._settings.retry_s
         if notes.waits_since is not None and notes.waits_since > now:
             changes["waits_since"] = now
+        if notes.rest_until is not None and notes.rest_until - now > self._rest_s(notes.breaks):
+            changes["rest_until"] = now + self._rest_s(notes.breaks)
         if changes:
             self._note(**changes)
 

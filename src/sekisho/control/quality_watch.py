@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,12 +11,13 @@ import msgspec
 from sekisho.control import quality_ladder
 from sekisho.control.api.events import EventBus
 from sekisho.control.base import ActuatorFailed, Signals
+from sekisho.control.giving_way import GaveWay, GivingWay, requests
 from sekisho.control.history import QUALITY, History
 from sekisho.control.notification import Alert
 from sekisho.control.perplexity.base import Kind, Unmeasured
 from sekisho.control.perplexity.baselines import Baselines
 from sekisho.control.perplexity.compare import Agreement
-from sekisho.control.perplexity.measure import Compared, Job, Target, compared, cross_checked
+from sekisho.control.perplexity.measure import Compared, Job, Target, compared, counts_itself, cross_checked
 from sekisho.control.perplexity.texts import Text
 from sekisho.control.policy import Policy
 from sekisho.control.policy_book import PolicyBookError
@@ -37,6 +38,7 @@ WHOLE = "the KV cache is at 16 bits: there is nothing to compare it with"
 
 Compare = Callable[[Target, Job, Clock, Baselines], Awaitable[Compared]]
 Check = Callable[[Target, Job], Awaitable[Agreement]]
+Ended = Literal["measured", "unmeasured", "broken_off"]
 _STATUS: Final = {**dict.fromkeys(("good", "recovered", "step_back"), "within_threshold"), "unclear": "unclear"}
 """Of the published interface, by the verdict's level; all others are an alert."""
 
@@ -83,7 +85,8 @@ class _Watched:
 
 
 class QualityWatch:
-    """A watcher of the slow loop. One measurement runs at a time, beside the loop; `close` ends it."""
+    """`watch` is a watcher of the slow loop, `give_way` one of the middle loop. One measurement runs at a time, beside
+    the loops; `close` ends it."""
 
     def __init__(
         self,
@@ -97,8 +100,10 @@ class QualityWatch:
         compare: Compare = compared,
         acts: Callable[[], bool] | None = None,
         check: Check = cross_checked,
+        kv_types: Callable[[], Collection[str] | None] = lambda: None,
     ) -> None:
-        """`targets`: by model, what would be measured now. `acts`: whether it may act now (None: the settings')."""
+        """`targets`: by model, what would be measured now. `acts`: whether it may act now (None: the settings').
+        `kv_types`: those that llama.cpp really runs here, None: not known."""
         self._compare = compare
         self._check = check
         self._acts = acts if acts is not None else lambda: settings.acts
@@ -113,6 +118,8 @@ class QualityWatch:
         self._watched = {model: _Watched(model, settings, clock) for model in targets}
         self._task: asyncio.Task[Any] | None = None
         self._turn = asyncio.Lock()
+        self._giving_way = GivingWay()
+        self._kv_types = kv_types
 
     async def close(self) -> None:
         """May be called twice."""
@@ -147,9 +154,14 @@ class QualityWatch:
             kind = watched.want or watched.schedule.due()
             if kind is None or not _ready(watched.model, signals) or self._is_whole(watched):
                 continue
-            if watched.schedule.may_run(_busy(signals)):
-                self._task = asyncio.create_task(self._scheduled(watched, kind), name=f"quality of {watched.model}")
+            if watched.schedule.may_run(any(requests(state) for state in signals.engines)):
+                run = self._scheduled(watched, kind, gives_way=not watched.schedule.insists(kind))
+                self._task = asyncio.create_task(run, name=f"quality of {watched.model}")
                 return
+
+    async def give_way(self, signals: Signals) -> None:
+        """Breaks a scheduled measurement off for traffic, unless it was put off often enough."""
+        self._giving_way.look(signals)
 
     def _is_whole(self, watched: _Watched) -> bool:
         """Whether 16 bits would be measured against 16 bits, and no step waits for its confirmation. The run stays due
@@ -182,37 +194,44 @@ class QualityWatch:
         numbers = [sample.number for sample in signals.samples if sample.model == watched.model]
         watched.seen_sample = max([watched.seen_sample, *numbers])
 
-    async def _scheduled(self, watched: _Watched, kind: Kind) -> None:
+    async def _scheduled(self, watched: _Watched, kind: Kind, *, gives_way: bool) -> None:
         """A failure is logged and tried again by the schedule."""
         try:
-            await self.measure(watched.model, kind)
+            async with self._turn:
+                await self._measured(watched, kind, gives_way=gives_way)
         except (PolicyProblem, OSError) as error:
             log.warning("the quality of %s: %s", watched.model, error)
 
     # --- what ---------------------------------------------------------------------------------------------------------
 
     async def measure(self, model: str | None, kind: str) -> dict[str, Any]:
-        """Measures now, one after the other, and does what the verdict asks for. Raises PolicyProblem for a model that
-        cannot be measured here, and OSError."""
+        """Measures now, one after the other, to its end, and does what the verdict asks for. Raises PolicyProblem for a
+        model that cannot be measured here, and OSError."""
         watched = self._watched.get(model) if model is not None else next(iter(self._watched.values()), None)
         if watched is None:
             names = ", ".join(self._watched) or "none"
             raise PolicyProblem("model", f"its perplexity cannot be measured here; it can of: {names}")
         wanted: Kind = "full" if kind == "full" else "light"
         async with self._turn:
-            return await self._measured(watched, wanted)
+            return await self._measured(watched, wanted, gives_way=False)
 
-    async def _measured(self, watched: _Watched, kind: Kind) -> dict[str, Any]:
+    async def _measured(self, watched: _Watched, kind: Kind, *, gives_way: bool) -> dict[str, Any]:
         target = self._targets[watched.model]()
         job = Job(self._settings.text, kind, watched.light_number)
         watched.light_number += kind == "light"
-        watched.want = None
+        wanted, watched.want = watched.want, None
         watched.schedule.began(kind)
         found: Compared | None = None
         reason: str | None = None
         try:
             with self._policies.measuring():
-                found = await self._compare(target, job, self._clock, self._baselines)
+                found = await self._compared(target, job, gives_way)
+        except GaveWay as error:
+            watched.schedule.broken_off()
+            watched.want = watched.want or wanted
+            if watched.view.delta_ppl is None:
+                watched.view = msgspec.structs.replace(watched.view, reason=str(error))
+            return await self._keep(watched, kind, "broken_off", reason=str(error))
         except Unmeasured as error:
             reason = str(error)
             watched.schedule.failed(kind)
@@ -226,14 +245,21 @@ class QualityWatch:
         verdict = await self._judge(watched, target, Finding(kind, found.delta if found else None, reason))
         if found is not None:
             watched.view = msgspec.structs.replace(watched.view, status=_STATUS.get(verdict.level, "alert"))
-        record = {
-            "model": watched.model,
-            "kind": kind,
-            "compared": found,
-            "agreement": agreement,
-            "reason": reason,
-            "verdict": verdict,
-        }
+        ended: Ended = "unmeasured" if found is None else "measured"
+        return await self._keep(
+            watched, kind, ended, compared=found, agreement=agreement, reason=reason, verdict=verdict
+        )
+
+    async def _compared(self, target: Target, job: Job, gives_way: bool) -> Compared:
+        work = self._compare(target, job, self._clock, self._baselines)
+        if not gives_way:
+            return await work
+        return await self._giving_way.run(work, target.config.name if counts_itself(target.config) else None)
+
+    async def _keep(self, watched: _Watched, kind: Kind, ended: Ended, **told: Any) -> dict[str, Any]:
+        """The record of one measurement, written down and told. `ended`: how it ended."""
+        empty = dict.fromkeys(("compared", "agreement", "reason", "verdict"))
+        record = {"model": watched.model, "kind": kind, "ended": ended} | empty | told
         await asyncio.to_thread(self._history.append, QUALITY, record)
         self._bus.publish("quality", self._clock.now(), record)
         return record
@@ -278,7 +304,7 @@ class QualityWatch:
         may_act = self._acts() and self._policies.book.set_by_person
         back_after, state = self._settings.step_back_after, watched.quality.state
         watched.quality = Quality(step_back_after=back_after, may_act=may_act, state=state)
-        verdict = watched.quality.observe(finding, limit, quality_ladder.steps(_rung(target, policy), policy))
+        verdict = watched.quality.observe(finding, limit, self._steps(target, policy))
         while True:
             watched.want = verdict.want
             watched.keep()
@@ -292,8 +318,12 @@ class QualityWatch:
             if refused is None:
                 return verdict
             policy = self._policies.current(watched.model)
-            steps = quality_ladder.steps(_rung(self._targets[watched.model](), policy), policy)
+            steps = self._steps(self._targets[watched.model](), policy)
             verdict = watched.quality.not_applied(refused, limit, steps)
+
+    def _steps(self, target: Target, policy: Policy) -> tuple[quality_ladder.Step, ...]:
+        known = self._kv_types() if target.config.engine == "llama_cpp" else None
+        return quality_ladder.steps(_rung(target, policy), policy, known)
 
     def _alert(self, model: str, verdict: Verdict) -> Alert:
         severity: Literal["critical", "warning"] = "critical" if verdict.level == "critical" else "warning"
@@ -325,8 +355,3 @@ def _rung(target: Target, policy: Policy) -> quality_ladder.Rung:
 
 def _ready(model: str, signals: Signals) -> bool:
     return any(state.model == model and state.state == "ready" for state in signals.engines)
-
-
-def _busy(signals: Signals) -> bool:
-    """Whether somebody waits for any engine of this machine: they share it."""
-    return any((state.running or 0) + (state.waiting or 0) > 0 for state in signals.engines)

@@ -346,6 +346,14 @@ def _report(search: _Search, purse: _Purse, winner: _Entry | None, comparison: C
     )
 
 
+def _reached(target: Target, comparison: Comparison) -> str:
+    """The goals that the winner reaches and the baseline does not, in words."""
+    first = middle(each for block in comparison.blocks for each in block.first)
+    missed = _missed(target, comparison)
+    reached = [goal for goal in target.missed(first, first) if goal not in missed]
+    return f"; reaches {', '.join(reached)}" if reached else ""
+
+
 def _missed(target: Target, comparison: Comparison) -> tuple[str, ...]:
     first = middle(each for block in comparison.blocks for each in block.first)
     return target.missed(middle(each for block in comparison.blocks for each in block.second), first)
@@ -368,7 +376,7 @@ def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | No
     text = f"{search.target.improve} x {ratio.value:.3f} in {ratio.n} pairs with the baseline"
     if bounds[0] <= 0:
         return "not distinguishable", f"{name} was best, but its lead over the baseline may be noise: {text}"
-    return "better", f"{name}: {text}"
+    return "better", f"{name}: {text}{_reached(search.target, comparison)}"
 
 
 def _pairs(block: Block) -> list[tuple[Measured, Measured]]:

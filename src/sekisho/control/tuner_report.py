@@ -9,7 +9,7 @@ from sekisho.control.measured import Measured, middle
 from sekisho.control.policy import Policy
 from sekisho.control.tuner_target import Budget, Limits, Target
 
-Outcome = Literal["better", "not distinguishable", "nothing better", "not measured"]
+Outcome = Literal["better", "not distinguishable", "nothing better", "not measured", "stopped"]
 
 
 class Observation(msgspec.Struct, frozen=True):

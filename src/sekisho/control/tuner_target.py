@@ -75,7 +75,7 @@ class Limits(msgspec.Struct, frozen=True):
     def crossed(self, measured: Measured) -> str | None:
         """Of the limits that have no noise: which one is crossed, in words."""
         if measured.delta_ppl is None:
-            return "quality was not measured"
+            return "; ".join(("quality was not measured", *measured.notes))
         if not measured.delta_ppl <= self.max_delta_ppl:
             return f"quality: perplexity rises by {measured.delta_ppl:.3g}, more than {self.max_delta_ppl:g}"
         if self.memory_bytes is None:

@@ -15,15 +15,16 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `llama_cpp`: `path` (a GGUF file, or `builtin`), `context` (tokens per slot), `slots`, `gpu_layers` (-1: all that
     fit), `devices`, `kv_type_k`, `kv_type_v`, `chat_template` (a file), `mmproj` (a file), `embeddings`, `threads`, and
-    in `options` `cache_ram_mib` and `speculation` (`off`, `ngram`). `torch`: `path` (a model folder of Hugging Face's
-    form, a GGUF file, or `builtin`), `context`, `slots`, `devices` (`cpu`, or one card), `chat_template`, `embeddings`,
-    `threads`, `kv` (the policy of the KV cache, for `sekisho.kv.policy.from_plain`), `kv_limit_mib` (what the cache may
-    take; None: a share of what is free), and in `options` `dtype` and `prefill_chunk`. `openai_http`: `url` (ends in
-    /v1), `upstream_model`, `api_key_env` or `api_key_file`, `slots` (how many requests may run there at once), and in
-    `options` `actuator` (what is behind the address: `control.actuators`). `fake`: for tests. `thinking`: where an
-    answer's text begins. `marked`: in the answer, thoughts stand between marks; `opened`: in a thought that the chat
-    template has opened; `unknown`: one or the other, so that nothing is streamed before it is clear; `channels`:
-    gpt-oss, only its final channel is shown.
+    in `options` `cache_ram_mib`, `demote_after_prefill` (prompts are read at 16 bits and stored at the KV types) and
+    `speculation` (`off`, `ngram`). `torch`: `path` (a model folder of Hugging Face's form, a GGUF file, or `builtin`),
+    `context`, `slots`, `devices` (`cpu`, or one card), `chat_template`, `embeddings`, `threads`, `kv` (the policy of
+    the KV cache, for `sekisho.kv.policy.from_plain`), `kv_limit_mib` (what the cache may take; None: a share of what is
+    free), and in `options` `dtype` and `prefill_chunk`. `openai_http`: `url` (ends in /v1), `upstream_model`,
+    `api_key_env` or `api_key_file`, `slots` (how many requests may run there at once), and in `options` `actuator`
+    (what is behind the address: `control.actuators`). `fake`: for tests. `thinking`: where an answer's text begins.
+    `marked`: in the answer, thoughts stand between marks; `opened`: in a thought that the chat template has opened;
+    `unknown`: one or the other, so that nothing is streamed before it is clear; `channels`: gpt-oss, only its final
+    channel is shown.
     """
 
     name: str

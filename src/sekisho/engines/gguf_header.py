@@ -3,6 +3,8 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import glob
+import math
 import re
 import struct
 from collections.abc import Collection
@@ -69,6 +71,28 @@ def values(path: Path, names: Collection[str]) -> dict[str, Any]:
     return found
 
 
+def parameters(path: Path) -> int:
+    """Values in all tensors of this file. Raises OSError, and ValueError for a file that is none."""
+    with path.open("rb") as file:
+        if file.read(4) != _MAGIC:
+            raise ValueError("not a GGUF file")
+        try:
+            _, tensors, pairs = struct.unpack("<IQQ", _exactly(file, 20))
+            _keys(file, pairs)
+            return sum(_tensor_values(file) for _ in range(tensors))
+        except (EOFError, UnicodeDecodeError):
+            raise ValueError("its head is cut off or damaged") from None
+
+
+def parts(path: Path) -> list[Path]:
+    """The files that a model lies in, by their names, of which this is the first."""
+    found = _FIRST_OF_MANY.search(path.name)
+    if found is None:
+        return [path]
+    many = found[0].removeprefix("-00001")
+    return sorted(path.parent.glob(f"{glob.escape(path.name.removesuffix(found[0]))}-[0-9]*{many}"))
+
+
 def _value(file: BinaryIO, kind: int) -> Any:
     """A number or a list of numbers; None for anything else, which is passed over."""
     if kind in _SCALAR_LAYOUTS:
@@ -96,6 +120,15 @@ def _tensor_start(file: BinaryIO) -> int:
     dimensions = _number(file, "<I")
     _exactly(file, 8 * dimensions + 4)
     return _number(file, "<Q")
+
+
+def _tensor_values(file: BinaryIO) -> int:
+    """How many a tensor has."""
+    _exactly(file, _number(file, "<Q"))
+    dimensions = _number(file, "<I")
+    sizes = struct.unpack(f"<{dimensions}Q", _exactly(file, 8 * dimensions))
+    _exactly(file, 12)
+    return math.prod(sizes)
 
 
 def _skip(file: BinaryIO, kind: int) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from sekisho.engines import gguf_header
+from sekisho.engines import gguf_header, llama_demotion, native_build
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.llama_demotion import folder
 from sekisho.engines.worker_process import (
     EXIT_CONFIGURATION,
     EXIT_FAILED,
@@ -46,7 +47,7 @@ BUILTIN = "builtin"
 _HTTP_THREADS_BESIDE_SLOTS = 32
 _SMALL_MODEL_BYTES = 64 * 2**20
 SPECULATIONS: Final = ("off", "ngram")
-OPTIONS: Final = ("cache_ram_mib", "speculation")
+OPTIONS: Final = ("cache_ram_mib", llama_demotion.OPTION, "speculation")
 _DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
@@ -119,6 +120,7 @@ def parameters(config: ModelConfig, path: Path, port: int, api_key: str) -> Any:
     )
     threads = config.threads or default_threads(path.stat().st_size)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.no_extra_bufts = not native_build.extra_buffers()
     params.use_jinja = True
     _set_options(params, config)
     if config.chat_template is not None:
@@ -148,6 +150,19 @@ def check_options(config: ModelConfig) -> None:
     if config.options.get("speculation", "off") not in SPECULATIONS:
         given = config.options["speculation"]
         raise WorkerError(f"options.speculation: {given!r} is none of {', '.join(SPECULATIONS)}")
+    demotes = config.options.get(llama_demotion.OPTION, False)
+    if not isinstance(demotes, bool):
+        raise WorkerError(f"options.{llama_demotion.OPTION}: must be true or false, is {demotes!r}")
+
+
+def check_demotion(config: ModelConfig) -> bool:
+    """Whether these settings have prompts read at 16 bits first. Raises `WorkerError` where they cannot."""
+    check_options(config)
+    if not llama_demotion.asked(config):
+        return False
+    if (why := llama_demotion.why_not(config)) is not None:
+        raise WorkerError(f"options.{llama_demotion.OPTION}: {why}")
+    return True
 
 
 def _set_options(params: Any, config: ModelConfig) -> None:
@@ -181,21 +196,35 @@ def serve(config: ModelConfig, port: int, api_key: str) -> None:
     path = model_path(config)
     check_port(port)
     _show_devices(config)
+    native_build.activate()
     check_memory(path, config)
+    folder.remove_leftovers()
+    if check_demotion(config):
+        from sekisho.engines.llama_demotion import serving
+
+        serving.serve(config, path, port, api_key, lambda part, at, files: started(part, path, at, api_key, files))
+    server = started(config, path, port, api_key)
+    print(f"serving {config.name} ({path}) on {server.listening_address}", file=sys.stderr, flush=True)  # noqa: T201
+    while True:
+        time.sleep(3600)
+
+
+def started(config: ModelConfig, path: Path, port: int, api_key: str, slot_files: Path | None = None) -> Any:
+    """One of llama.cpp's servers, with its model loaded, for as long as somebody holds it. `slot_files`: a folder, in
+    which slots may be saved. Raises `WorkerError`."""
     import xllamacpp
 
     try:
         params = parameters(config, path, port, api_key)
-        server = xllamacpp.Server(params)
+        if slot_files is not None:
+            params.slot_save_path = f"{slot_files}/"
+        return xllamacpp.Server(params)
     except (RuntimeError, ValueError, MemoryError) as error:
         raise WorkerError(
             f"llama.cpp could not start {path.name} (context {config.context} x {config.slots} slots, "
             f"KV {config.kv_type_k}/{config.kv_type_v}): {error} The lines above say why.",
             final=False,
         ) from error
-    print(f"serving {config.name} ({path}) on {server.listening_address}", file=sys.stderr, flush=True)  # noqa: T201
-    while True:
-        time.sleep(3600)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 Format: https://huggingface.co/docs/safetensors/index#format
 """
 
+import math
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ _LONGEST: Final = 100_000_000  # the library reads no longer head
 
 class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int]
+    shape: tuple[int, ...] = ()
 
 
 def problem(path: Path) -> Fault | None:
@@ -39,3 +41,18 @@ def problem(path: Path) -> Fault | None:
         return "damaged"
     missing = 8 + length + max(ends, default=0) - path.stat().st_size
     return "cut_off" if missing > 0 else "damaged" if missing < 0 else None
+
+
+def parameters(path: Path) -> int:
+    """Values in all tensors of this file. Raises OSError, and ValueError for a file that is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST:
+            raise ValueError("not a safetensors file")
+        head = file.read(length)
+    try:
+        parts = decoded(head, dict[str, msgspec.Raw])
+        tensors = [decoded(bytes(part), _Tensor) for name, part in parts.items() if name != "__metadata__"]
+    except Undecodable as error:
+        raise ValueError("its head is cut off or damaged") from error
+    return sum(math.prod(tensor.shape) for tensor in tensors)

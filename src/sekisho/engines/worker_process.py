@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sekisho.core.decoding import Undecodable, decoded
-from sekisho.engines import lifeline
+from sekisho.engines import lifeline, native_build
 from sekisho.engines.config import ModelConfig
 
 KEY_ENV = "SEKISHO_WORKER_KEY"
@@ -54,9 +54,10 @@ def begin(module: str, description: str | None, arguments: list[str] | None) -> 
     return Order(config, options.port, api_key)
 
 
-def environment(api_key: str) -> dict[str, str]:
-    """What the worker's environment needs besides the parent's own."""
-    return {KEY_ENV: api_key}
+def environment(api_key: str, native_engines: Path | None = None) -> dict[str, str]:
+    """What the worker's environment needs besides the parent's own. `native_engines`: the folder of builds, of which it
+    takes the chosen one where it loads llama.cpp."""
+    return {KEY_ENV: api_key} | (native_build.environment(native_engines) if native_engines is not None else {})
 
 
 def new_key() -> str:

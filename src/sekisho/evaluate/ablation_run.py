@@ -7,12 +7,12 @@ are mixed with effects of three and more parts only.
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import median
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from sekisho.control.comparison import OutOfBudget
 from sekisho.control.measured import FigureName, Measure, Measured, MeasurementFailed
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import difference, merged
@@ -53,7 +53,8 @@ class FigureEffects(msgspec.Struct, frozen=True):
 
 class Ablation(msgspec.Struct, frozen=True):
     """`cells`: by the names of the parts that are on (`none`: the base), what each round measured. `half`: not all
-    combinations were measured. `faults`: rounds that do not count, and why."""
+    combinations were measured. `faults`: rounds that do not count, and why. `stopped`: why there are fewer rounds than
+    planned."""
 
     parts: tuple[Part, ...]
     base: Policy
@@ -63,30 +64,31 @@ class Ablation(msgspec.Struct, frozen=True):
     cells: dict[str, tuple[Measured, ...]]
     effects: tuple[FigureEffects, ...]
     faults: tuple[str, ...]
-
-    @property
-    def extent(self) -> str:
-        kind = "half of all" if self.half else "all"
-        return f"{kind} {2 ** len(self.parts)} combinations of {len(self.parts)} parts in {self.rounds} rounds"
+    stopped: str | None = None
 
 
 async def ablate(base: Policy, parts: Sequence[Part], measure: Measure, plan: AblationPlan) -> Ablation:
     """Measures and works out the effects. A combination that fails is measured once more at the end of its round; a
-    round in which it fails again does not count. Raises ValueError for parts that cannot be told apart,
-    `policy_changes.PolicyProblem` for a change that is none, AblationFailed where no round counts."""
+    round in which it fails again does not count. Where `measure` raises OutOfBudget, the rounds before count. Raises
+    ValueError for parts that cannot be told apart, `policy_changes.PolicyProblem` for a change that is none,
+    AblationFailed where no round counts."""
     chosen = combinations_of(parts)
     policies = {cell: _policy(base, parts, cell) for cell in chosen}
     random = np.random.default_rng(plan.seed)
     rounds: list[dict[Cell, Measured]] = []
     faults: list[str] = []
+    stopped: str | None = None
     for number in range(1, plan.rounds + 1):
         order = [chosen[place] for place in random.permutation(len(chosen))]
         try:
             rounds.append(await _round(order, policies, measure, plan.effort))
         except MeasurementFailed as error:
             faults.append(f"round {number}: {error}")
+        except OutOfBudget as error:
+            stopped = str(error)
+            break
     if not rounds:
-        raise AblationFailed("; ".join(faults) or "no round was asked for")
+        raise AblationFailed("; ".join((*faults, *filter(None, [stopped]))) or "no round was asked for")
     names = tuple(part.name for part in parts)
     series = {cell: tuple(each[cell] for each in rounds) for cell in chosen}
     return Ablation(
@@ -98,6 +100,7 @@ async def ablate(base: Policy, parts: Sequence[Part], measure: Measure, plan: Ab
         cells={name_of(cell, names): measured for cell, measured in series.items()},
         effects=tuple(_figure_effects(figure, names, series, plan.seed) for figure in plan.figures),
         faults=tuple(faults),
+        stopped=stopped,
     )
 
 
@@ -127,17 +130,6 @@ def half_effects(factors: Sequence[str], measured: Mapping[Cell, Sequence[float]
     logs = np.log(np.array([measured[cell] for cell in cells], dtype=float))
     chosen = [which for size in (1, 2) for which in combinations(factors, size)]
     return from_contrasts({which: _contrast(which, cells) @ logs for which in chosen}, seed=seed)
-
-
-def lines(ablation: Ablation) -> list[str]:
-    """For a terminal: each combination's medians, then every effect as a ratio."""
-    figures = ablation.plan.figures
-    table = [
-        f"{name}: " + ", ".join(f"{figure} {_median(measured, figure)}" for figure in figures)
-        for name, measured in ablation.cells.items()
-    ]
-    found = [line for each in ablation.effects for line in _effect_lines(each)]
-    return [ablation.extent, *table, *found, *(f"left out: {fault}" for fault in ablation.faults)]
 
 
 async def _round(
@@ -192,19 +184,3 @@ def _contrast(which: tuple[str, ...], cells: Sequence[Cell]) -> Floats:
     """Weights of the cells: + where an even number of these factors is off; a difference of differences of means."""
     signs = [(-1.0) ** sum(factor not in cell for factor in which) for cell in cells]
     return np.asarray(np.array(signs) * 2 ** len(which) / len(cells))
-
-
-def _median(measured: Sequence[Measured], figure: FigureName) -> str:
-    known = [value for each in measured if (value := getattr(each, figure)) is not None]
-    return f"{median(known):.4g}" if known else "not measured"
-
-
-def _effect_lines(each: FigureEffects) -> list[str]:
-    if each.missing is not None:
-        return [each.missing]
-    return [
-        f"{each.figure}, {' with '.join(effect.factors)}: x {effect.ratio:.3f}"
-        + (f" ({effect.interval.low:.3f} to {effect.interval.high:.3f})" if effect.interval else ", too few rounds")
-        + f", p {effect.p_holm:.3f}"
-        for effect in each.effects
-    ]

@@ -23,6 +23,9 @@ class CacheStatistics(msgspec.Struct, frozen=True):
     the layer that has most; `chunks` by level (L0 dense, L1 eight bits, L2 fewer, L3 evicted) and those that are there
     by format.
 
+    `level_bytes`: what sinks, recent tokens and pages take, by level, as they are stored; L3 is what the evicted ones
+    would take at 16 bits. Tables and means are in no level.
+
     `bytes_used` is what tokens, pages, tables and means take, `bytes_allocated` all memory that is kept for them on the
     device, `bytes_at_16_bits` what the same tokens would take. `ratio` is used to 16 bits, None where nothing is held.
     `moves`: pages that changed their format, since the beginning. `hits`: shares of all attention by where it lay: on
@@ -35,6 +38,7 @@ class CacheStatistics(msgspec.Struct, frozen=True):
     dense_tokens: int
     chunks: int
     levels: dict[str, int]
+    level_bytes: dict[str, int]
     formats: dict[str, int]
     bytes_allocated: int
     bytes_used: int
@@ -51,21 +55,24 @@ class CacheStatistics(msgspec.Struct, frozen=True):
 
 def statistics(tiers: Sequence[TieredRows]) -> CacheStatistics:
     """Of all layers together. Reads the tables, not the pages."""
-    counted: Counter[int] = Counter()
+    counted, stored = Counter[int](), Counter[int]()
     for rows in tiers:
         table = rows.table
+        stored.update({form: pool.used * pool.page_bytes for form, pool in table.pools.items()})
         forgotten = torch.tensor(table.forgotten, dtype=torch.int64, device=table.device)[:, None, None]
         at = torch.arange(table.formats.shape[2], device=table.device)
         kept = table.formats[(table.exists() & (at >= forgotten)).expand_as(table.formats)]
         here, many = kept.unique(return_counts=True)
-        counted.update(dict(zip(here.tolist(), many.tolist(), strict=True)))
+        theirs = dict(zip(here.tolist(), many.tolist(), strict=True))
+        counted.update(theirs)
+        stored[EVICTED] += theirs.get(EVICTED, 0) * _page_bytes_at_16_bits(rows)
     dense = [rows.dense_tokens for rows in tiers]
-    return _summed(tiers, counted, sum(rows.used_bytes for rows in tiers), dense)
+    return _summed(tiers, counted, stored, sum(rows.used_bytes for rows in tiers), dense)
 
 
 def recount(tiers: Sequence[TieredRows]) -> CacheStatistics:
     """The same from the tables alone, entry by entry: slow, and what `statistics` must equal."""
-    counted: Counter[int] = Counter()
+    counted, stored = Counter[int](), Counter[int]()
     used, dense = 0, []
     for rows in tiers:
         table, shape = rows.table, rows.shape
@@ -75,28 +82,41 @@ def recount(tiers: Sequence[TieredRows]) -> CacheStatistics:
                 forms, theirs = table.formats[row, head].tolist(), table.slots[row, head].tolist()
                 for page in range(table.forgotten[row], count):
                     counted[forms[page]] += 1
-                    if forms[page] != EVICTED:
+                    if forms[page] == EVICTED:
+                        stored[EVICTED] += _page_bytes_at_16_bits(rows)
+                    else:
                         slots.add((forms[page], theirs[page]))
         item = shape.dtype.itemsize
-        used += sum(layout(FORMATS[form], shape.head_dim, item).page_bytes for form, _ in slots)
+        for form, _ in slots:
+            page_bytes = layout(FORMATS[form], shape.head_dim, item).page_bytes
+            stored[form] += page_bytes
+            used += page_bytes
         tables = (table.formats, table.slots, table.copies, table.mass, table.settled)
         used += sum(each.numel() * each.element_size() for each in tables)
         dense.append(sum(rows.lengths) - PAGE * sum(table.counts))
         used += (dense[-1] + rows.batch) * 2 * shape.kv_heads * shape.head_dim * item  # one more for each row's means
-    return _summed(tiers, counted, used, dense)
+    return _summed(tiers, counted, stored, used, dense)
 
 
-def _summed(tiers: Sequence[TieredRows], counted: Counter[int], used: int, dense: list[int]) -> CacheStatistics:
+def _summed(
+    tiers: Sequence[TieredRows], counted: Counter[int], stored: Counter[int], used: int, dense: list[int]
+) -> CacheStatistics:
+    """`counted`: chunks, `stored`: bytes of their pages, by format; of evicted ones at 16 bits."""
     whole = sum(_bytes_at_16_bits(rows) for rows in tiers)
     by_level = dict.fromkeys(LEVELS, 0)
     for form_id, many in counted.items():
         by_level[LEVELS[level(form_id)]] += many
+    level_bytes = dict.fromkeys(LEVELS, 0)
+    for form_id, size_bytes in stored.items():
+        level_bytes[LEVELS[level(form_id)]] += size_bytes
+    level_bytes["L0"] += sum(many * rows.dense_token_bytes for many, rows in zip(dense, tiers, strict=True))
     return CacheStatistics(
         layers=len(tiers),
         tokens=max((sum(rows.lengths) for rows in tiers), default=0),
         dense_tokens=max(dense, default=0),
         chunks=counted.total(),
         levels=by_level,
+        level_bytes=level_bytes,
         formats={str(FORMATS[each]): counted[each] for each in sorted(counted) if each != EVICTED},
         bytes_allocated=sum(rows.allocated_bytes for rows in tiers),
         bytes_used=used,
@@ -110,6 +130,10 @@ def _summed(tiers: Sequence[TieredRows], counted: Counter[int], used: int, dense
         planning_s=_seconds(tiers, "planning"),
         attention_s=_seconds(tiers, "attention"),
     )
+
+
+def _page_bytes_at_16_bits(rows: TieredRows) -> int:
+    return PAGE * 2 * rows.shape.head_dim * 2
 
 
 def _bytes_at_16_bits(rows: TieredRows) -> int:

@@ -29,9 +29,11 @@ def address(port: int) -> str:
     return f"http://127.0.0.1:{port}/v1"
 
 
-def worker_spec(config: ModelConfig, url: str, log_path: Path, key: str, logs: LogsConfig) -> ChildSpec:
-    """How the supervisor starts a worker that will answer at `url`."""
+def worker_spec(
+    config: ModelConfig, url: str, log_path: Path, key: str, logs: LogsConfig, native_engines: Path | None = None
+) -> ChildSpec:
+    """How the supervisor starts a worker that will answer at `url`. `native_engines`: as in a worker's environment."""
     port = int(url.removesuffix("/v1").rpartition(":")[2])
     command = registry.WORKERS[config.engine](config, port)
-    environment = worker_process.environment(key)
+    environment = worker_process.environment(key, native_engines)
     return ChildSpec(child_name(config.name), command, log_path, environment, stop_order=_STOP_ORDER, logs=logs)

@@ -71,6 +71,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.path / "guard"
 
     @property
+    def native_engines(self) -> Path:
+        """Engines built for this very machine."""
+        return self.path / "engines" / "native"
+
+    @property
     def state_file(self) -> Path:
         return self.run / "state.json"
 

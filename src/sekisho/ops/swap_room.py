@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 import psutil
 
-from sekisho.engines import kv_size, llama_worker
+from sekisho.engines import kv_size, llama_demotion, llama_worker
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import WorkerError
 from sekisho.ops import container_memory
@@ -55,16 +55,13 @@ def measure(
     """The memories that a second worker would need. Blocks for some milliseconds, with cards up to seconds."""
     extra = extra_bytes(old, new)
     found = [_ram(pid, extra)]
-    if _may_use_cards(old) or _may_use_cards(new):
+    if may_use_cards(old) or may_use_cards(new):
         found += _cards(pid, extra, gpus())
     return tuple(found)
 
 
 def _ram(pid: int | None, extra: int | None) -> Memory:
-    free = psutil.virtual_memory().available
-    container = container_memory.read()
-    if container is not None:
-        free = min(free, container.free_bytes)
+    free = free_bytes()
     if extra is None:
         return Memory("memory", free, None, "how much more the new settings need cannot be told")
     try:
@@ -75,7 +72,14 @@ def _ram(pid: int | None, extra: int | None) -> Memory:
         return Memory("memory", free, None, f"the old worker cannot be measured: {error}")
 
 
-def _may_use_cards(config: ModelConfig) -> bool:
+def free_bytes() -> int:
+    """Of the machine's memory, or of what the container may have of it."""
+    free, container = int(psutil.virtual_memory().available), container_memory.read()
+    return free if container is None else min(free, container.free_bytes)
+
+
+def may_use_cards(config: ModelConfig) -> bool:
+    """Whether the settings leave layers to a graphics card, where there is one."""
     return config.gpu_layers != 0 if config.engine == "llama_cpp" else config.devices != "cpu"
 
 
@@ -102,11 +106,11 @@ def extra_bytes(old: ModelConfig, new: ModelConfig) -> int | None:
     if old.engine != new.engine:
         return None
     weights = 0
-    if old.path != new.path:
-        sizes = [_size(config) for config in (old, new)]
+    if old.path != new.path or _copies(old) != _copies(new):
+        sizes = [weights_bytes(config) for config in (old, new)]
         if sizes[0] is None or sizes[1] is None:
             return None
-        weights = sizes[1] - sizes[0]
+        weights = sizes[1] * _copies(new) - sizes[0] * _copies(old)
     if new.engine != "llama_cpp" or _cache_of(old) == _cache_of(new):
         return weights
     before, after = kv_bytes(old), kv_bytes(new)
@@ -114,19 +118,29 @@ def extra_bytes(old: ModelConfig, new: ModelConfig) -> int | None:
 
 
 def _cache_of(config: ModelConfig) -> tuple[object, ...]:
-    return config.path, config.context * config.slots, config.kv_type_k, config.kv_type_v
+    demotes = llama_demotion.asked(config) and config.context
+    return config.path, config.context * config.slots, config.kv_type_k, config.kv_type_v, demotes
+
+
+def _copies(config: ModelConfig) -> int:
+    """How often a worker counts its weights: what reads prompts beside it maps them once more, and llama.cpp may lay
+    them out anew for the processor, for each."""
+    return 2 if config.engine == "llama_cpp" and llama_demotion.asked(config) else 1
 
 
 def kv_bytes(config: ModelConfig) -> int | None:
-    """The KV cache that llama.cpp takes for a model, at most (layers with a window take less); None where the file
-    does not tell."""
+    """The KV cache that llama.cpp takes for a model, at most (layers with a window take less), with the one at 16 bits
+    that prompts are read into before they are stored with fewer; None where the file does not tell."""
     try:
         shape = kv_size.shape(llama_worker.model_path(config), at_most=True)
     except WorkerError:
         return None
     if isinstance(shape, str):
         return None
-    return round(shape.token_bytes(config.kv_type_k, config.kv_type_v) * config.context * config.slots) or None
+    size = shape.token_bytes(config.kv_type_k, config.kv_type_v) * config.context * config.slots
+    if llama_demotion.asked(config):
+        size += shape.token_bytes("f16", "f16") * config.context
+    return round(size) or None
 
 
 def problem(config: ModelConfig) -> str | None:
@@ -140,8 +154,8 @@ def problem(config: ModelConfig) -> str | None:
     return None
 
 
-def _size(config: ModelConfig) -> int | None:
-    """The bytes of the weights; None where they cannot be found."""
+def weights_bytes(config: ModelConfig) -> int | None:
+    """The bytes of the weights' files; None where they cannot be found."""
     try:
         if config.engine == "llama_cpp":
             return llama_worker.model_path(config).stat().st_size

@@ -19,13 +19,14 @@ from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.home import Home, RunState, clear_state, write_state
 from sekisho.ops.listening import refusal
+from sekisho.serve.agent_alerts import AGENT, AgentAlerts
 from sekisho.serve.plan import Plan, PlanFile, base_url, database_url, local_url, make_plan
 from sekisho.settings import Settings
 
 if TYPE_CHECKING:  # heavy, and the children do not need it
     from sekisho.ops.children_file import ChildStatus
     from sekisho.ops.control_door import ControlDoor
-    from sekisho.ops.stability_log import Probe
+    from sekisho.ops.stability_log import Probe, StabilityLog
     from sekisho.ops.supervisor import ChildSpec, Supervisor
     from sekisho.ops.swap_board import SwapBoard
 
@@ -63,7 +64,6 @@ def supervise(home: Home, settings: Settings, *, announce: Callable[[Announcemen
 
 
 async def _supervise(home: Home, settings: Settings, announce: Callable[[Announcement], None]) -> int:
-    from sekisho.ops.engine_children import is_beside
     from sekisho.ops.log_file import RedactedFormatter
     from sekisho.ops.stability_log import StabilityLog
     from sekisho.ops.supervisor import Supervisor
@@ -77,13 +77,8 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
     for number in (signal.SIGTERM, signal.SIGINT):
         _on_signal(loop, number, stop.set)
     file, key = PlanFile(home, make_plan(home, settings)), worker_process.new_key()
-    stability = StabilityLog(home)
-
-    def changed(status: "ChildStatus") -> None:
-        if not is_beside(status.name):  # a worker that has not taken over yet, or was taken over from
-            stability.changed(status)
-
-    supervisor = Supervisor(home.run, _children(home, file.plan, key), on_change=changed)
+    stability, alerts = StabilityLog(home), AgentAlerts(settings.control)
+    supervisor = Supervisor(home.run, _children(home, file.plan, key), on_change=_onlooker(stability, alerts))
     await supervisor.claim()  # before anything is written: a second `up` must not replace the first one's plan
     listening = socket.create_server(("127.0.0.1", 0))
     file.plan = msgspec.structs.replace(file.plan, door=f"http://127.0.0.1:{listening.getsockname()[1]}")
@@ -107,7 +102,9 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
             token, troubles = await _start_agent(supervisor, home, settings, key)
             warnings = (*warnings, *troubles)
             announce(Announcement(base_url(settings.gateway), str(home.path), models, admin_key, warnings, token))
-            door = await _open_door(listening, supervisor, file, key)  # not before: it would delay the first answer
+            door = await _open_door(
+                listening, supervisor, file, key, home
+            )  # not before: it would delay the first answer
         else:
             ready.cancel()
         await stopping
@@ -119,18 +116,30 @@ async def _supervise(home: Home, settings: Settings, announce: Callable[[Announc
         listening.close()
         stability.goodbye(planned=stop.is_set())
         await supervisor.stop()
+        await alerts.close()
         await asyncio.to_thread(stability.close)
         clear_state(home)
     return 0
 
 
+def _onlooker(stability: "StabilityLog", alerts: AgentAlerts) -> "Callable[[ChildStatus], None]":
+    from sekisho.ops.engine_children import is_beside
+
+    def changed(status: "ChildStatus") -> None:
+        alerts.changed(status)
+        if not is_beside(status.name):  # a worker that has not taken over yet, or was taken over from
+            stability.changed(status)
+
+    return changed
+
+
 async def _open_door(
-    listening: socket.socket, supervisor: "Supervisor", file: PlanFile, key: str
+    listening: socket.socket, supervisor: "Supervisor", file: PlanFile, key: str, home: Home
 ) -> "ControlDoor | None":
     """None where it does not open: then nothing can be exchanged, and all else works."""
     from sekisho.ops.control_door import ControlDoor
 
-    door = ControlDoor(listening, _swap_board(supervisor, file, key), supervisor.statuses, key)
+    door = ControlDoor(listening, _swap_board(supervisor, file, key, home), supervisor.statuses, key)
     try:
         await door.start()
     except Exception:  # what the door is for can wait; what runs must not end with it
@@ -140,7 +149,7 @@ async def _open_door(
     return door
 
 
-def _swap_board(supervisor: "Supervisor", file: PlanFile, key: str) -> "SwapBoard":
+def _swap_board(supervisor: "Supervisor", file: PlanFile, key: str, home: Home) -> "SwapBoard":
     from sekisho.ops.engine_children import worker_spec
     from sekisho.ops.engine_swap import Limits, Placed
     from sekisho.ops.swap_board import Gateway, SwapBoard
@@ -148,7 +157,8 @@ def _swap_board(supervisor: "Supervisor", file: PlanFile, key: str) -> "SwapBoar
     settings, workers = file.plan.settings, file.plan.workers
 
     def spec(config: ModelConfig, url: str) -> "ChildSpec":
-        return worker_spec(config, url, Path(workers[config.name].log_path), key, settings.logs)
+        log_path = Path(workers[config.name].log_path)
+        return worker_spec(config, url, log_path, key, settings.logs, home.native_engines)
 
     placed = {m.name: Placed(m, workers[m.name].url) for m in settings.models if m.name in workers}
     # While turns wait, those that run have half of the time for which a turn may wait for a slot.
@@ -205,7 +215,9 @@ def _children(home: Home, plan: Plan, worker_key: str) -> list["ChildSpec"]:
     for model in plan.settings.models:
         worker = plan.workers.get(model.name)
         if worker is not None:
-            children.append(worker_spec(model, worker.url, Path(worker.log_path), worker_key, logs))
+            children.append(
+                worker_spec(model, worker.url, Path(worker.log_path), worker_key, logs, home.native_engines)
+            )
     return children
 
 
@@ -250,8 +262,8 @@ def _agent(home: Home, settings: Settings, worker_key: str) -> "ChildSpec":
     from sekisho.ops.supervisor import ChildSpec
 
     argv = (sys.executable, "-m", "sekisho.serve", "agent", "--home", str(home.path))
-    environment = worker_process.environment(worker_key)
-    return ChildSpec("agent", argv, home.logs / "agent.log", environment, stop_order=0, logs=settings.logs)
+    environment = worker_process.environment(worker_key, home.native_engines)  # it measures as the workers do
+    return ChildSpec(AGENT, argv, home.logs / "agent.log", environment, stop_order=0, logs=settings.logs)
 
 
 def _check_address(config: GatewayConfig) -> None:

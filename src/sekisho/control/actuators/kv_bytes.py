@@ -1,5 +1,7 @@
 """What the slots of llama.cpp hold, in bytes and by level, computed from tokens: it tells no bytes itself."""
 
+import msgspec
+
 from sekisho.control.base import KvState
 from sekisho.engines.config import KvType
 from sekisho.engines.kv_size import KV_BITS, KvShape
@@ -20,6 +22,17 @@ def kv_state(known: KvShape, key_type: KvType, value_type: KvType, held: int | N
         levels={name: round(size) for name, size in levels.items()},
         hit_rate=1.0,  # it drops no token
     )
+
+
+def with_reader(state: KvState, known: KvShape, held: int | None, room: int) -> KvState:
+    """The same with a reader's cache beside it (`llama_demotion`), which keeps its tokens at 16 bits once more."""
+    token = known.token_bytes("f16", "f16")
+    limit = None if state.limit_bytes is None else state.limit_bytes + round(room * token)
+    if held is None or state.used_bytes is None:
+        return msgspec.structs.replace(state, limit_bytes=limit)
+    size, levels = round(held * token), dict(state.levels or {})
+    levels["L0"] = levels.get("L0", 0) + size
+    return msgspec.structs.replace(state, used_bytes=state.used_bytes + size, limit_bytes=limit, levels=levels)
 
 
 def _level(kind: KvType) -> str:

@@ -16,19 +16,19 @@ from sekisho.control.actuators.swapping import WorkerActuator, context_wanted
 from sekisho.control.base import Applied, Effect, EngineState, KvState
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import kv_types
-from sekisho.engines import kv_size
+from sekisho.engines import kv_size, llama_demotion
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.kv_size import KvShape
 
 LABEL: Final = "llama.cpp"
-_BY_ITSELF: Final[Mapping[str, Any]] = {"cache_ram_mib": 8192, "speculation": "off"}
+_DEMOTES: Final = llama_demotion.OPTION
+_BY_ITSELF: Final[Mapping[str, Any]] = {"cache_ram_mib": 8192, "speculation": "off", _DEMOTES: False}
 _NOT_BY_IMPORTANCE: Final = "has one type for all keys and one for all values, and keeps every token"
 MISSING: Final[Mapping[str, str]] = {
     "kv.recent_window": _NOT_BY_IMPORTANCE,
     "kv.level_thresholds": _NOT_BY_IMPORTANCE,
     "kv.budget": _NOT_BY_IMPORTANCE,
     "kv.evict": _NOT_BY_IMPORTANCE,
-    "kv.demote_after_prefill": "keeps the types of its start until it ends",
     "io.enable_iobinding": "is not ONNX Runtime: there is nothing to bind",
     "io.dml_pool_bytes": "takes what model and context need and has no pool",
     "io.host_pool_bytes": "has no pool; engine.prompt_cache_bytes is what it keeps in host memory",
@@ -45,7 +45,7 @@ def target(policy: Policy, config: ModelConfig, configured: ModelConfig) -> Mode
     keys, values = kv_types(policy, (configured.kv_type_k, configured.kv_type_v))
     engine = policy.engine
     layers = engine.gpu_layers if engine.gpu_layers is not None else _placed_layers(policy)
-    return msgspec.structs.replace(
+    new = msgspec.structs.replace(
         config,
         kv_type_k=keys,
         kv_type_v=values,
@@ -53,13 +53,18 @@ def target(policy: Policy, config: ModelConfig, configured: ModelConfig) -> Mode
         context=engine.context or configured.context,
         gpu_layers=configured.gpu_layers if layers is None else layers,
         threads=engine.threads or configured.threads,
-        options=_options(policy, config, configured),
     )
+    return msgspec.structs.replace(new, options=_options(policy, new, configured))
 
 
 def _options(policy: Policy, config: ModelConfig, configured: ModelConfig) -> dict[str, str | int | float | bool]:
+    """`config`: the new settings but for these."""
     size = policy.engine.prompt_cache_bytes
-    asked = {"cache_ram_mib": None if size is None else whole_mib(size), "speculation": policy.engine.speculation}
+    asked: dict[str, str | int | bool | None] = {
+        "cache_ram_mib": None if size is None else whole_mib(size),
+        "speculation": policy.engine.speculation,
+        _DEMOTES: _demotes(policy, config, configured),
+    }
     options = dict(config.options)
     for name, value in asked.items():
         wanted = option(configured, name) if value is None else value
@@ -75,6 +80,13 @@ def _options(policy: Policy, config: ModelConfig, configured: ModelConfig) -> di
 def option(config: ModelConfig, name: str) -> Any:
     """An option of the worker, or what llama.cpp does without a word about it."""
     return config.options.get(name, _BY_ITSELF[name])
+
+
+def _demotes(policy: Policy, config: ModelConfig, configured: ModelConfig) -> bool | None:
+    """Off where the new settings cannot have what the model's own have; None where these decide."""
+    if llama_demotion.why_not(config) is not None:
+        return False if option(configured, _DEMOTES) else None
+    return policy.kv.demote_after_prefill or None
 
 
 def _placed_layers(policy: Policy) -> int | None:
@@ -115,7 +127,23 @@ def changes(
     if policy.engine.context is not None:
         wanted["engine.context"] = context_wanted(policy.engine.context, config, new, effect, reason)
     wanted |= dict.fromkeys(placing, Wanted(config.gpu_layers, new.gpu_layers, effect, reason))
+    if policy.kv.demote_after_prefill or option(config, _DEMOTES) != option(new, _DEMOTES):
+        wanted["kv.demote_after_prefill"] = _demotion(config, new, can_swap=can_swap)
     return answers(config.name, LABEL, policy, wanted, MISSING)
+
+
+def _demotion(config: ModelConfig, new: ModelConfig, *, can_swap: bool) -> Wanted:
+    """Of keys and values that stay at 16 bits there is nothing to store smaller: that is no trouble."""
+    was, value, why = option(config, _DEMOTES), option(new, _DEMOTES), llama_demotion.why_not(new)
+    if was != value and can_swap:
+        return Wanted(was, value, "swap", why)
+    if why == llama_demotion.AT_16_BITS:
+        return Wanted(was, value, "unchanged", why, known=False)
+    if why is not None:
+        return Wanted(was, True, "unsupported", f"{LABEL} {why}")
+    if not can_swap:
+        return Wanted(was, True, "unsupported", f"{LABEL}'s own server has no such flag; a worker of Sekisho's has")
+    return Wanted(was, value, "swap")
 
 
 def _placing(policy: Policy) -> tuple[str, ...]:
@@ -130,7 +158,7 @@ def _placing(policy: Policy) -> tuple[str, ...]:
 
 
 def flags(config: ModelConfig) -> str:
-    """These settings as llama-server's command line has them."""
+    """These settings as llama-server's command line has them, but for demotion, of which that has nothing."""
     told: list[Any] = ["-c", config.context * config.slots, "-np", config.slots]
     told += ["-ctk", config.kv_type_k, "-ctv", config.kv_type_v]
     told += ["-ngl", "all" if config.gpu_layers < 0 else config.gpu_layers]
@@ -208,7 +236,7 @@ def read(config: ModelConfig, slots: Answer, told: Samples, known: KvShape | str
     rate, no_rate = accept_rate(drafted, accepted)
     if option(config, "speculation") == "off" and not drafted:
         no_rate = "speculation is off"
-    kv, no_kv = _kv(config, listed, known)
+    kv, no_kv = _kv(config, listed, known, told)
     counted = {"drafted_tokens": drafted, "accepted_tokens": accepted}
     return EngineState(
         config.name,
@@ -222,6 +250,7 @@ def read(config: ModelConfig, slots: Answer, told: Samples, known: KvShape | str
         rate,
         {name: getattr(config, name) for name in _SETTINGS}
         | counted
+        | _reader(config, known)
         | {"computed": ["kv"] if kv else [], "told": ["running", "waiting", "slots", "accept_rate"]},
     )
 
@@ -234,7 +263,7 @@ def _listed(slots: Answer) -> list[dict[str, Any]] | None:
 
 
 def _kv(
-    config: ModelConfig, listed: list[dict[str, Any]] | None, known: KvShape | str
+    config: ModelConfig, listed: list[dict[str, Any]] | None, known: KvShape | str, told: Samples
 ) -> tuple[KvState | None, str | None]:
     if isinstance(known, str):
         return None, known
@@ -245,7 +274,17 @@ def _kv(
     whole = None if None in room else sum(room)  # type: ignore[arg-type]
     tokens = math.fsum(held) if None not in held else None  # type: ignore[arg-type]
     state = kv_bytes.kv_state(known, config.kv_type_k, config.kv_type_v, None if tokens is None else int(tokens), whole)
+    if llama_demotion.asked(config):
+        read = total(told, "sekisho_demotion_reader_tokens")
+        state = kv_bytes.with_reader(state, known, None if read is None else int(read), config.context)
     return state, None if tokens is not None else "it does not tell how many tokens its slots hold"
+
+
+def _reader(config: ModelConfig, known: KvShape | str) -> dict[str, int]:
+    """What the cache takes that prompts are read into, of one context at 16 bits."""
+    if not llama_demotion.asked(config) or isinstance(known, str):
+        return {}
+    return {"reader_bytes": round(config.context * known.token_bytes("f16", "f16"))}
 
 
 def _held(slot: dict[str, Any]) -> int | None:

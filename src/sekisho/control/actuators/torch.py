@@ -168,14 +168,14 @@ class TorchActuator(WorkerActuator):
 
 
 def read(config: ModelConfig, told: Told) -> EngineState:
-    """A state out of what `/kv` said. All of it is told; bytes by level are not."""
+    """A state out of what `/kv` said."""
     cache = told.cache
     evicted = (cache.get("levels") or {}).get("L3")
     kv = KvState(
         cache.get("bytes_used"),
         told.limit_bytes,
         cache.get("bytes_at_16_bits"),
-        None,
+        cache.get("level_bytes"),
         cache.get("chunks"),
         1.0 if evicted == 0 else None,
     )
@@ -184,7 +184,7 @@ def read(config: ModelConfig, told: Told) -> EngineState:
         "torch",
         "ready",
         joined(
-            f"{LABEL} tells pages by level, not bytes",
+            None if kv.levels is not None else f"{LABEL} of this version tells pages by level, not bytes",
             "what an evicted page would have drawn cannot be measured" if evicted else None,
             f"{LABEL} does not speculate",
         ),

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from sekisho import __version__
+from sekisho.control.capabilities import CapabilitiesAnswer
 from sekisho.control.config import ControlConfig
 from sekisho.control.policy import Policy
 
@@ -56,12 +57,14 @@ class ErrorAnswer(msgspec.Struct):
     error: ErrorBody
 
 
+_ANSWERS: Final[Mapping[str, type[msgspec.Struct]]] = {"/v1/capabilities": CapabilitiesAnswer}
+"""By path, the shape of what it answers, where that is a type."""
 _BODIES: Final = {"RollBack": RollBack, "Baseline": Baseline, "Measure": Measure, "Nothing": Nothing}
 
 
 def document(routes: Routes) -> dict[str, Any]:
     """The document; types are described as they are checked."""
-    types = (Policy, ControlConfig, *_BODIES.values(), ErrorAnswer)
+    types = (Policy, ControlConfig, *_BODIES.values(), *_ANSWERS.values(), ErrorAnswer)
     _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     components["Config"] = components.pop("ControlConfig")
     paths = {
@@ -88,7 +91,7 @@ def _operation(method: str, path: str, handler: Handler, body: str | None) -> di
         "operationId": getattr(handler, "__name__", path),
         "summary": _summary(handler),
         "responses": {
-            "200": {"description": "As the summary says.", "content": {_media(path): {}}},
+            "200": {"description": "As the summary says.", "content": {_media(path): _shape(path)}},
             "4XX": error,
             "503": error,
             "507": error,
@@ -108,6 +111,10 @@ def _operation(method: str, path: str, handler: Handler, body: str | None) -> di
 def _media(path: str) -> str:
     special = {"/v1/events": "text/event-stream", "/v1/metrics/prometheus": "text/plain", "/": "text/html"}
     return special.get(path, "application/json")
+
+
+def _shape(path: str) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{_ANSWERS[path].__name__}"}} if path in _ANSWERS else {}
 
 
 def _summary(handler: Handler) -> str:

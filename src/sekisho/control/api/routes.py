@@ -160,7 +160,8 @@ async def decisions(request: web.Request) -> web.Response:
 
 
 async def capabilities(request: web.Request) -> web.Response:
-    """Which execution providers, KV types and quantisations really run here, as probed."""
+    """Which execution providers, KV types and quantisations really run here, as probed, and in `fallback` what there is
+    instead of what does not: devices, precisions and KV types, each in the order in which they are tried."""
     return json_response(await _agent(request).capabilities(refresh=False))
 
 

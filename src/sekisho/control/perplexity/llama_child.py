@@ -15,7 +15,7 @@ import psutil
 from sekisho.control.perplexity.base import Scores, Stretch, Unmeasured
 from sekisho.control.perplexity.output_matrix import OutputMatrix
 from sekisho.core.decoding import decoded
-from sekisho.engines import lifeline, llama_worker, stretches
+from sekisho.engines import lifeline, llama_worker, native_build, stretches
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.worker_process import WorkerError, free_port, new_key
 
@@ -73,7 +73,7 @@ def scores(order: Order) -> Scores:
     except ValueError as error:
         raise Unmeasured(str(error)) from None
     kv = {"key_type": order.config.kv_type_k, "value_type": order.config.kv_type_v, "stretch": length}
-    return Scores([_scored(part, ask, matrix) for part in parts], kv, f"xllamacpp {xllamacpp.__version__}")
+    return Scores([_scored(part, ask, matrix) for part in parts], kv, native_build.software(xllamacpp.__version__))
 
 
 def _check_room(path: Path, numbers: int) -> None:
@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     lifeline.die_with_parent()
     if hasattr(os, "nice"):
         os.nice(_NICE)
+    native_build.activate()
     try:
         answer = Answer(scores=scores(decoded((folder / ORDER).read_bytes(), Order)))
     except (Unmeasured, WorkerError) as error:

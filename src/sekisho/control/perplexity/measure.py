@@ -129,6 +129,12 @@ async def _vllm(target: Target, job: Job, precision: Precision) -> Scores:
         return await vllm_route.score(client, named, job.text.body, job.stretch, only=job.only)
 
 
+def counts_itself(config: ModelConfig) -> bool:
+    """Whether the engine tells a measurement's requests as it tells anybody's: vLLM does. llama.cpp is measured by
+    another process, and our torch worker counts its traffic alone."""
+    return config.engine == "openai_http"
+
+
 def _client(target: Target) -> Client:
     if target.address is None:
         raise Unmeasured("the engine's address is not known")

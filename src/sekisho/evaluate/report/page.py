@@ -27,12 +27,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 def render(data: ReportData, language: Language = "en") -> str:
     """The whole file, unsigned; `language` is shown first, and printed unless the reader chooses the other."""
-    template = _environment().get_template("template.html.j2")
+    template = environment().get_template("template.html.j2")
     return template.render(
         data=data,
         first=language,
         policy=POLICY,
-        style=Markup("\n".join(map(_asset, STYLES))),
+        style=Markup("\n".join(map(asset, STYLES))),
         pages=[_Page(data, each) for each in LANGUAGES],
     )
 
@@ -117,17 +117,17 @@ def _told(value: Any) -> str:
 
 @cache
 def _words() -> dict[str, Words]:
-    return msgspec.convert(yaml.safe_load(_asset("words.yaml")), dict[str, Words])
+    return msgspec.convert(yaml.safe_load(asset("words.yaml")), dict[str, Words])
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Autoescape on; every value is made visible before it is escaped; a name that is not there is an error."""
     return Environment(
         autoescape=True,
         finalize=_finalise,
         undefined=StrictUndefined,
-        loader=FunctionLoader(_asset),
+        loader=FunctionLoader(asset),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -140,5 +140,6 @@ def _finalise(value: Any) -> Any:
     return visible(value) if isinstance(value, str) else value
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file beside this one."""
     return resources.files("sekisho.evaluate.report").joinpath(name).read_text("utf-8")

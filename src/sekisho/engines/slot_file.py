@@ -17,7 +17,7 @@ is that width, 0 for none.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -66,12 +66,12 @@ class SlotFile(msgspec.Struct, frozen=True):
 
 
 class _Reader:
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: memoryview) -> None:
         self._body, self.at = body, 0
 
     def numbers(self, form: str) -> tuple[int, ...]:
         size = struct.calcsize("<" + form)
-        return struct.unpack("<" + form, self.bytes(size))
+        return struct.unpack("<" + form, self.piece(size))
 
     def number(self, form: str = "I", most: int = _MOST) -> int:
         (value,) = self.numbers(form)
@@ -79,7 +79,7 @@ class _Reader:
             raise SlotFileProblem(f"{value} at byte {self.at} cannot be")
         return value
 
-    def bytes(self, size: int) -> bytes:
+    def piece(self, size: int) -> memoryview:
         piece = self._body[self.at : self.at + size]
         if len(piece) != size:
             raise SlotFileProblem(f"ends at byte {len(self._body)}, in the middle")
@@ -91,16 +91,18 @@ class _Reader:
         return self.at == len(self._body)
 
 
-def read(body: bytes) -> SlotFile:
-    """Raises SlotFileProblem for another version, another layout, or what is cut off."""
-    reader = _Reader(body)
+def read(body: bytes | memoryview) -> SlotFile:
+    """The planes share the memory of `body`. Raises SlotFileProblem for another version, another layout, or what is cut
+    off."""
+    whole = memoryview(body)
+    reader = _Reader(whole)
     magic, version = reader.numbers("II")
     if (magic, version) != (MAGIC, VERSION):
         raise SlotFileProblem(
             f"a slot file of version {VERSION} begins otherwise (here: {magic:#x}, version {version})"
         )
-    reader.bytes(4 * reader.number())
-    head = body[: reader.at]
+    reader.piece(4 * reader.number())
+    head = bytes(whole[: reader.at])
     streams = reader.number(most=4096)
     found: SlotFile | None = None
     for _ in range(streams):
@@ -115,7 +117,7 @@ def read(body: bytes) -> SlotFile:
 
 
 def _stream(reader: _Reader, count: int, head: bytes, streams: int) -> SlotFile:
-    cells = reader.bytes(12 * count)
+    cells = bytes(reader.piece(12 * count))
     owners = np.frombuffer(cells, np.int32).reshape(count, 3)[:, 1]
     if (owners != 1).any():
         raise SlotFileProblem("has cells of more than one sequence, or positions of more than one dimension")
@@ -132,16 +134,22 @@ def _plane(reader: _Reader, count: int) -> Plane:
     if kind not in TYPES:
         raise SlotFileProblem(f"has KV type {kind}; known are {', '.join(TYPES.values())}")
     size = reader.number("Q")
-    return Plane(TYPES[kind], np.frombuffer(reader.bytes(size * count), np.uint8).reshape(count, size))
+    return Plane(TYPES[kind], np.frombuffer(reader.piece(size * count), np.uint8).reshape(count, size))
 
 
 def write(slot: SlotFile, streams: int) -> bytes:
     """For a context with so many streams: as many as it has slots, or one where slots share their memory."""
-    shape = struct.pack("<IIII", 0, len(slot.keys), slot.key_turn, slot.value_turn)
-    pieces = [slot.head, struct.pack("<II", streams, slot.length), slot.cells, shape]
+    return b"".join(pieces(slot, streams))
+
+
+def pieces(slot: SlotFile, streams: int) -> Iterator[bytes | memoryview]:
+    """What `write` joins, for a file that is better not held in memory once more."""
+    yield slot.head + struct.pack("<II", streams, slot.length) + slot.cells
+    yield struct.pack("<IIII", 0, len(slot.keys), slot.key_turn, slot.value_turn)
     for plane in (*slot.keys, *slot.values):
-        pieces += [struct.pack("<iQ", _NUMBERS[plane.type], plane.rows.shape[1]), plane.rows.tobytes()]
-    return b"".join([*pieces, bytes(4 * (streams - 1))])
+        yield struct.pack("<iQ", _NUMBERS[plane.type], plane.rows.shape[1])
+        yield plane.rows.reshape(-1).data
+    yield bytes(4 * (streams - 1))
 
 
 def stored_at(slot: SlotFile, key_type: StoredType, value_type: StoredType, key_size: int, value_size: int) -> SlotFile:

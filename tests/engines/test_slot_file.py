@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sekisho.control.slot_file import (
+from sekisho.engines import lifeline, llama_worker
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.slot_file import (
     Plane,
     SlotFile,
     SlotFileProblem,
@@ -26,8 +28,6 @@ from sekisho.control.slot_file import (
     stored_at,
     write,
 )
-from sekisho.engines import lifeline, llama_worker
-from sekisho.engines.config import ModelConfig
 
 BENCH = Path(__file__).parents[2] / "bench"
 PROMPT = "The keeper of the gate writes a letter, and the lamp burns through the night. " * 3

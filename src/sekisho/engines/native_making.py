@@ -1,0 +1,225 @@
+"""One native build from end to end: the trap is looked for, it is compiled, tried out and, if it is good, kept."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sekisho.core import file_lock
+from sekisho.core.clock import Clock
+from sekisho.engines import native_compile, native_needs, native_trap, native_trial
+from sekisho.engines.config import ModelConfig
+from sekisho.engines.native_build import CHOICE, MANIFEST, SITE, Choice, Figure, Installed, Manifest
+from sekisho.engines.native_check import Order
+from sekisho.engines.native_compile import CMAKE_ARGS, Progress, Recipe
+from sekisho.engines.native_machine import Processor
+from sekisho.engines.native_needs import Compiler, Survey
+from sekisho.engines.native_trap import Finding, Treatment
+from sekisho.engines.native_trial import Verdict
+
+WORK: Final = "work"
+REPEATS: Final = 5
+Build = Callable[[Recipe, Path, Progress], None]
+"""Puts a package, made by the recipe, into a folder."""
+
+
+class Busy(Exception):
+    """Somebody else builds in this folder."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """`kinds`: what both answer, to be compared. `measured`: models with the KV types at which their speed is."""
+
+    root: Path
+    wheel: Installed
+    processor: Processor
+    survey: Survey
+    compiler: Compiler
+    check: bool = True
+    kinds: tuple[str, ...] = native_trial.KINDS
+    measured: tuple[ModelConfig, ...] = ()
+    repeats: int = REPEATS
+
+
+class Made(msgspec.Struct, frozen=True):
+    """`nats_off`: the largest difference from the wheel's log probabilities. `crashes`: what died on the way."""
+
+    name: str
+    manifest: Manifest
+    finding: Finding
+    nats_off: float = 0.0
+    crashes: tuple[str, ...] = ()
+
+
+class _Tried(msgspec.Struct, frozen=True):
+    extra_buffers: bool = True
+    nats_off: float = 0.0
+    crashes: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+class Wrong(Exception):
+    """The build does not answer as the wheel does; it was not kept. `crash`: it died."""
+
+    def __init__(self, problems: Sequence[str], *, crash: bool = False) -> None:
+        super().__init__("; ".join(problems))
+        self.problems, self.crash = tuple(problems), crash
+
+
+def tag(wheel: Installed, compiler: Compiler, features: frozenset[str], treatment: Treatment) -> str:
+    """Short, the same for the same build."""
+    parts = (wheel.wheel, str(compiler), *sorted(features), treatment, *CMAKE_ARGS)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def look_for_trap(wanted: Wanted) -> Finding:
+    """What this compiler needs; compiles a tiny program where the processor has tiles."""
+    folder = _work(wanted) / "trap"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    barrier = native_trap.write_barrier(folder)
+
+    def attempt(extra: Sequence[str]) -> native_trap.Outcome:
+        return native_trap.attempt(wanted.compiler.cpp, folder, extra)
+
+    return native_trap.find(wanted.survey.features, attempt, barrier)
+
+
+def compiled(recipe: Recipe, site: Path, progress: Progress) -> None:
+    """Raises BuildFailed."""
+    native_compile.install(recipe, native_compile.build(recipe, progress), site, progress)
+
+
+def make(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock, build: Build = compiled) -> Made:
+    """Minutes. What is kept is in no use yet. A build that crashes although the probe did not is made again with the
+    barrier. Raises BuildFailed, Wrong, TrialFailed."""
+    again = native_trap.after_crash(finding.treatment, wanted.survey.features)
+    try:
+        made = _attempt(wanted, finding, progress, clock, build)
+        if not made.crashes or again is None:
+            return made
+        crashes = made.crashes
+    except Wrong as error:
+        if not error.crash or again is None:
+            raise
+        crashes = error.problems
+    repaired = _attempt(wanted, finding._replace(treatment=again), progress, clock, build)
+    return msgspec.structs.replace(repaired, crashes=crashes + repaired.crashes)
+
+
+def _attempt(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock, build: Build) -> Made:
+    began_s = clock.monotonic()
+    recipe = recipe_for(wanted, finding.treatment)
+    site = recipe.folder / SITE
+    build(recipe, site, progress)
+    took_s = clock.monotonic() - began_s
+    tried = _tried(wanted, site, progress) if wanted.check else _Tried()
+    manifest = Manifest(
+        version=wanted.wheel.version,
+        wheel=wanted.wheel.wheel,
+        system=wanted.processor.system,
+        processor=wanted.processor.name,
+        features=tuple(sorted(native_needs.used_features(wanted.compiler, recipe.flags))),
+        compiler=str(wanted.compiler),
+        treatment=finding.treatment,
+        cmake_args=CMAKE_ARGS,
+        built_at=clock.now(),
+        took_s=took_s,
+        extra_buffers=tried.extra_buffers,
+        checked=wanted.check,
+        figures=tried.figures,
+    )
+    return Made(_kept(wanted, recipe, manifest), manifest, finding, tried.nats_off, tried.crashes)
+
+
+def _tried(wanted: Wanted, site: Path, progress: Progress) -> _Tried:
+    """Where it dies with weights in another order than the file's, it is tried without that. Raises Wrong."""
+    progress("check", 0, 1)
+    crashes: tuple[str, ...] = ()
+    reference = native_trial.answers(None, kinds=wanted.kinds)
+
+    def verdict_on(*, extra_buffers: bool) -> Verdict:
+        told = native_trial.answers(site, extra_buffers=extra_buffers, kinds=wanted.kinds)
+        return native_trial.compare(reference, told, wanted.kinds)
+
+    verdict = verdict_on(extra_buffers=True)
+    if verdict.crash is not None:
+        crashes, verdict = verdict.problems[-1:], verdict_on(extra_buffers=False)
+    if verdict.problems:
+        raise Wrong(verdict.problems, crash=verdict.crash is not None)
+    progress("check", 1, 1)
+    figures = [each for config in wanted.measured for each in _measured(wanted, config, site, not crashes, progress)]
+    return _Tried(not crashes, verdict.nats_off, crashes, tuple(figures))
+
+
+def _measured(wanted: Wanted, config: ModelConfig, site: Path, extra: bool, progress: Progress) -> tuple[Figure, ...]:
+    order = Order("speed", config, extra_buffers=extra)
+    return native_trial.measure(config, order, site, wanted.repeats, progress)
+
+
+def _kept(wanted: Wanted, recipe: Recipe, manifest: Manifest) -> str:
+    """The build's folder appears whole or not at all."""
+    name = recipe.folder.name
+    draft, folder = recipe.folder / "draft", wanted.root / name
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    (recipe.folder / SITE).rename(draft / SITE)
+    if recipe.log.exists():
+        shutil.copy(recipe.log, draft / recipe.log.name)
+    (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    if folder.exists():  # workers that run hold its files open; the next ones find the new
+        folder.rename(recipe.folder / "former")
+    draft.rename(folder)
+    shutil.rmtree(recipe.folder / "former", ignore_errors=True)
+    return name
+
+
+def recipe_for(wanted: Wanted, treatment: Treatment) -> Recipe:
+    """What is compiled with other flags lies in another folder."""
+    named = f"{wanted.wheel.version}-{tag(wanted.wheel, wanted.compiler, wanted.survey.features, treatment)}"
+    folder = _work(wanted) / named
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Recipe(
+        version=wanted.wheel.version,
+        compiler=wanted.compiler,
+        jobs=wanted.survey.jobs,
+        folder=folder,
+        flags=native_trap.flags(treatment, native_trap.write_barrier(folder)),
+        tools=wanted.survey.fetch,
+        ninja=wanted.survey.ninja,
+    )
+
+
+def choose(root: Path, build: str | None) -> None:
+    """What workers that start from now on take; None: the wheel. Raises OSError."""
+    if build is None:
+        (root / CHOICE).unlink(missing_ok=True)
+        return
+    draft = root / f".{CHOICE}"
+    draft.write_bytes(msgspec.json.encode(Choice(build)) + b"\n")
+    draft.replace(root / CHOICE)
+
+
+def drop_sources(root: Path) -> None:
+    shutil.rmtree(root / WORK, ignore_errors=True)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """For as long as it lasts nobody else builds here. Raises Busy."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not file_lock.try_lock(descriptor):
+            raise Busy(str(root))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _work(wanted: Wanted) -> Path:
+    return wanted.root / WORK
