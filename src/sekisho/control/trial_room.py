@@ -47,5 +47,7 @@ def _needed(configs: Iterable[ModelConfig]) -> list[int]:
             shapes[config.path] = shape(config, at_most=True) if config.engine == "llama_cpp" else ""
         size, known = weights[config.path], shapes[config.path]
         if size is not None:
-            needs.append(size + (kv_bytes(config, known) if isinstance(known, KvShape) else 0))
+            needs.append(
+                size * swap_room.copies(config) + (kv_bytes(config, known) if isinstance(known, KvShape) else 0)
+            )
     return needs

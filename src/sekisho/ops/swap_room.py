@@ -106,11 +106,11 @@ def extra_bytes(old: ModelConfig, new: ModelConfig) -> int | None:
     if old.engine != new.engine:
         return None
     weights = 0
-    if old.path != new.path or _copies(old) != _copies(new):
+    if old.path != new.path or copies(old) != copies(new):
         sizes = [weights_bytes(config) for config in (old, new)]
         if sizes[0] is None or sizes[1] is None:
             return None
-        weights = sizes[1] * _copies(new) - sizes[0] * _copies(old)
+        weights = sizes[1] * copies(new) - sizes[0] * copies(old)
     if new.engine != "llama_cpp" or _cache_of(old) == _cache_of(new):
         return weights
     before, after = kv_bytes(old), kv_bytes(new)
@@ -122,7 +122,7 @@ def _cache_of(config: ModelConfig) -> tuple[object, ...]:
     return config.path, config.context * config.slots, config.kv_type_k, config.kv_type_v, demotes
 
 
-def _copies(config: ModelConfig) -> int:
+def copies(config: ModelConfig) -> int:
     """How often a worker counts its weights: what reads prompts beside it maps them once more, and llama.cpp may lay
     them out anew for the processor, for each."""
     return 2 if config.engine == "llama_cpp" and llama_demotion.asked(config) else 1
