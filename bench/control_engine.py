@@ -23,7 +23,7 @@ from sekisho.control.load import Stream, decode_tokens_per_s
 from sekisho.control.measured import Measured, MeasurementFailed
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import kv_types
-from sekisho.engines import lifeline, llama_worker, slot_file
+from sekisho.engines import lifeline, llama_worker, native_build, slot_file
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.http_client import HttpClient, HttpTrouble
 from sekisho.engines.kv_size import KvShape
@@ -36,7 +36,8 @@ _SAID = [[_FIRST_WORD, 100.0]]  # what every answer consists of: random bytes wo
 
 class Bench(msgspec.Struct, frozen=True):
     """`context`: tokens a slot. `chunk`: prompt tokens that are timed at both ends of it. `answer`: tokens of each
-    stream. Both are at effort 1. `folder`: for slot files, in memory if possible."""
+    stream. Both are at effort 1. `folder`: for slot files, in memory if possible. `native`: a folder of builds for this
+    machine, of which all but the default take the chosen one."""
 
     model: Path
     shape: KvShape
@@ -44,6 +45,7 @@ class Bench(msgspec.Struct, frozen=True):
     chunk: int
     answer: int
     folder: Path
+    native: Path | None = None
 
     @property
     def depth(self) -> int:
@@ -112,7 +114,7 @@ class Engine:
 
 @asynccontextmanager
 async def engine(
-    bench: Bench, key_type: str, value_type: str, slots: int, threads: int | None
+    bench: Bench, key_type: str, value_type: str, slots: int, threads: int | None, native: bool = False
 ) -> AsyncIterator[Engine]:
     """Starts a worker and ends it. Raises MeasurementFailed where it does not start."""
     config = ModelConfig(
@@ -121,7 +123,8 @@ async def engine(
     )  # fmt: skip
     port, key = llama_worker.free_port(), secrets.token_hex(16)
     order = [sys.executable, __file__, msgspec.json.encode(config).decode(), str(port), str(bench.folder)]
-    environment = os.environ | llama_worker.environment(key) | lifeline.environment()
+    builds = bench.native if native else None
+    environment = os.environ | llama_worker.environment(key, builds) | lifeline.environment()
     with (bench.folder / "worker.log").open("ab") as log:
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(*order, stdin=pipe, stdout=log, stderr=log, env=environment)
@@ -184,25 +187,26 @@ class Contexts:
 
 
 async def measured(
-    bench: Bench, contexts: Contexts, policy: Policy, effort: float, losses: dict[Any, float]
+    bench: Bench, contexts: Contexts, policy: Policy, effort: float, losses: dict[Any, float], native: bool = False
 ) -> Measured:
     """One policy. Where it demotes after reading, a second engine reads at 16 bits, and what saving, storing anew and
     restoring takes counts as reading."""
     try:
-        return await _measured(bench, contexts, policy, effort, losses)
+        return await _measured(bench, contexts, policy, effort, losses, native)
     except (HttpTrouble, msgspec.DecodeError) as error:
         raise MeasurementFailed(f"the worker does not answer as it should: {error or type(error).__name__}") from error
 
 
 async def _measured(
-    bench: Bench, contexts: Contexts, policy: Policy, effort: float, losses: dict[Any, float]
+    bench: Bench, contexts: Contexts, policy: Policy, effort: float, losses: dict[Any, float], native: bool = False
 ) -> Measured:
     kinds, slots, demotes = kv_types(policy), policy.engine.slots or 1, policy.kv.demote_after_prefill
+    native = native or kinds != ("f16", "f16")
     async with AsyncExitStack() as running:
-        main = await running.enter_async_context(engine(bench, *kinds, slots, policy.engine.threads))
+        main = await running.enter_async_context(engine(bench, *kinds, slots, policy.engine.threads, native))
         reader, reader_file = main, contexts.file(*kinds, slots)
         if demotes:
-            reader = await running.enter_async_context(engine(bench, "f16", "f16", 1, policy.engine.threads))
+            reader = await running.enter_async_context(engine(bench, "f16", "f16", 1, policy.engine.threads, native))
             reader_file = contexts.file("f16", "f16", 1)
         per_token_s = await _reading_s(bench, reader, reader_file, effort)
         demotion_s = await _demotion_s(bench, contexts, reader, main) if demotes else 0.0
@@ -266,9 +270,10 @@ async def _together(bench: Bench, main: Engine, file: str, effort: float) -> lis
 
 def _serve(config: ModelConfig, port: int, folder: Path) -> None:
     """The worker of `sekisho.engines.llama_worker`, and slots can be saved."""
+    lifeline.die_with_parent()
+    native_build.activate()
     import xllamacpp
 
-    lifeline.die_with_parent()
     parameters = llama_worker.parameters(config, Path(config.path or ""), port, os.environ[llama_worker.KEY_ENV])
     parameters.slot_save_path = f"{folder}/"
     server = xllamacpp.Server(parameters)

@@ -3,9 +3,10 @@
 The engine is the embedded llama.cpp with a model of Llama-3.2-1B's shape (bench/llama_shape.py), 1 GiB of KV at 4,096
 tokens a slot. The default keeps KV at 16 bits. The tuner chooses KV types and whether a prompt is read at 16 bits by a
 second engine and stored at the chosen types afterwards; its memory for one context counts against the same budget.
+With --native all but the default run a build for this machine (`sekisho engine build-native`).
 What the types cost in quality is measured on the built-in model. The figures at the end come from interleaved pairs.
 
-python bench/control_tuner.py            under 15 minutes on two quiet cores
+python bench/control_tuner.py            about 25 minutes on two quiet cores
 python bench/control_tuner.py --quick    a small scale, to see that it runs
 """
 
@@ -112,6 +113,10 @@ async def run(bench: Bench, budget_bytes: int, budget: Budget, arguments: argpar
         return figures
 
     choices = space(budget_bytes, bench.context, arguments.staging == "beside")
+    if bench.native is not None:
+        alone = await measured(bench, contexts, choices.base, 1.0, quality, native=True)
+        decode, prefill = alone.decode_tokens_per_s or 0.0, alone.prefill_tokens_per_s or 0.0
+        print(f"  f16/f16, native build: {decode:.1f} decode, {prefill:.1f} prefill tok/s", flush=True)
     chance = Random(arguments.seed)
     return await tune(choices, measure, TARGET, Limits(0.5, 1.2), budget, chance, SystemClock())
 
@@ -136,8 +141,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--staging", choices=("inside", "beside"), default="inside", help="of the KV budget")
-    parser.add_argument("--seconds", type=float, default=780.0, help="for the tuner")
+    parser.add_argument("--seconds", type=float, default=1500.0, help="for the tuner")
     parser.add_argument("--budget", type=int, default=1024, help="MiB for KV")
+    parser.add_argument("--native", type=Path, help="<home>/engines/native: all but the default run the build there")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if not MODEL.exists():
@@ -146,8 +152,8 @@ def main() -> None:
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else MODEL.parent
     with tempfile.TemporaryDirectory(prefix="sekisho-slots-", dir=place) as name:
-        bench = Bench(MODEL, SHAPE, 4096, 128, 16, Path(name))
-        size, budget = arguments.budget * 2**20, Budget(32, arguments.seconds, (1.0, 1.0), 2, 6)
+        bench = Bench(MODEL, SHAPE, 4096, 128, 16, Path(name), arguments.native)
+        size, budget = arguments.budget * 2**20, Budget(26, arguments.seconds, (1.0,), 2, 6)
         if arguments.quick:
             bench = msgspec.structs.replace(bench, context=1024, chunk=32, answer=8)
             size, budget = 128 * 2**20, Budget(20, 400.0, (1.0,), 2, 3)

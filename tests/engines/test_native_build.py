@@ -500,7 +500,7 @@ def test_a_ratio_is_of_neighbours() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_llama_cpp_is_built_for_this_machine(tmp_path: Path) -> None:
-    """The whole of it, from the sdist to the figures: run it with SEKISHO_BUILD_NATIVE=1, it takes some 25 minutes of
+    """The whole of it, from the sdist to the figures: run it with SEKISHO_BUILD_NATIVE=1, it takes some 30 minutes of
     one core and the network."""
     survey = native_needs.survey(tmp_path, None)
     assert survey.missing == ()

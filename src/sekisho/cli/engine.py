@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sekisho.cli.failure import ABSENT, USAGE, CommandFailed
+from sekisho.cli.failure import ABSENT, INTERRUPTED, USAGE, CommandFailed
 from sekisho.cli.options import HomeOption, JsonOption, at_home, example, settings_of
 from sekisho.cli.output import Output
 from sekisho.cli.progress_bars import Bars
@@ -273,7 +273,12 @@ def _confirm(out: Output, yes: bool) -> None:
         return
     if out.as_json or not sys.stdin.isatty():
         raise CommandFailed(out.text("engine_say_yes"), exit_code=USAGE)
-    typer.confirm(out.text("engine_go"), default=True, abort=True, err=True)
+    try:
+        agreed = typer.confirm(out.text("engine_go"), default=True, err=True)
+    except typer.Abort:  # Ctrl+C at the question
+        agreed = False
+    if not agreed:
+        raise CommandFailed(out.text("engine_not_now"), exit_code=INTERRUPTED)
 
 
 @contextmanager

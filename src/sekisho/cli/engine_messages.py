@@ -38,10 +38,11 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "engine_plan_fetch": ("pip brings for the build: {tools}", "ビルド用に pip で取得: {tools}"),
     "engine_plan_version": (
-        "xllamacpp {version}: sources of 38 MB by pip, {disk} of disk while it builds; about 25 minutes of one core",
-        "xllamacpp {version}: ソース 38 MB を pip で取得、ビルド中のディスク {disk}、1 コアで約 25 分",
+        "xllamacpp {version}: sources of 38 MB by pip, {disk} of disk while it builds; about 30 minutes of one core",
+        "xllamacpp {version}: ソース 38 MB を pip で取得、ビルド中のディスク {disk}、1 コアで約 30 分",
     ),
     "engine_go": ("Build now?", "ビルドしますか？"),
+    "engine_not_now": ("nothing was built", "ビルドしていません"),
     "engine_say_yes": (
         "nobody is at a terminal to say yes: give --yes",
         "端末で確認できません。--yes を付けてください",

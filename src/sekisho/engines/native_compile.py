@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -29,6 +30,7 @@ CMAKE_ARGS: Final = (
 )
 _OTHERS: Final = ("XLLAMACPP_", "CUDA_ARCHITECTURES", "AMDGPU_TARGETS", "CMAKE_ARGS", "PYTHONPATH", "NPROC")
 _TAIL_LINES: Final = 15
+_NICE: Final = 10  # a server that answers meanwhile comes first
 _PIP: Final = (sys.executable, "-m", "pip")
 _SPOKEN: Final = MappingProxyType({"download": "fetch", "wheel": "build", "install": "install"})
 
@@ -160,6 +162,8 @@ def _run(recipe: Recipe, command: tuple[str, ...], environment: dict[str, str], 
         ) as child,
     ):
         assert child.stdout is not None
+        with suppress(OSError):  # it has ended already, or we are nicer than that
+            os.setpriority(os.PRIO_PGRP, child.pid, _NICE)
         try:
             for line in child.stdout:
                 log.write(line)

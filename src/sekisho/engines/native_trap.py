@@ -2,7 +2,7 @@
 
 gcc's `_tile_loadconfig` told the optimiser that the instruction reads 8 bytes, not 64: what was written to the other 56
 may be thrown away. llama.cpp writes its configuration just before that call, and its first matrix product then ends in
-a general protection fault (SIGSEGV). Seen with gcc 11.4 (ollama/ollama#17205, closed by building with gcc 13) and 12.2
+a general protection fault (SIGSEGV). Seen with gcc 11 (ollama/ollama#17205, closed by building with gcc 13) and 12.2
 (here); ggml-org/llama.cpp#20824 and #26954 are open about it. Whether this compiler does so is not looked up but tried:
 a program with the same shape is compiled, runs in a process of its own and compares what the processor has loaded. With
 `BARRIER`, a header put before every source, the configuration is complete when the instruction reads it.
