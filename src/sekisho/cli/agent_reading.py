@@ -47,11 +47,12 @@ def capabilities(
         out.say("capabilities_precisions", place=place, order=" → ".join(kinds))
 
 
-def grafana() -> None:
-    """Print a dashboard for Grafana 12, to be imported there: Dashboards, New, Import."""
+def grafana(as_json: JsonOption = False) -> None:
+    """Print a dashboard for Grafana 12, to be imported there: Dashboards, New, Import. It is JSON either way; with
+    --json on one line."""
     from sekisho.control.grafana import dashboard
 
-    sys.stdout.write(json.dumps(dashboard(), ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(json.dumps(dashboard(), ensure_ascii=False, indent=None if as_json else 2) + "\n")
 
 
 def rows(out: Output, found: dict[str, Any]) -> list[tuple[object, ...]]:
