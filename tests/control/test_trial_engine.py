@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -36,11 +37,21 @@ def engine(quality: Quality | None = None, own: ModelConfig = OWN, **more: objec
     return TrialEngine(own, Policy(), PLAN, quality, CLOCK, **more)  # type: ignore[arg-type]
 
 
-def workers() -> list[psutil.Process]:
+def _workers() -> list[psutil.Process]:
     return [each for each in psutil.Process().children(recursive=True) if "llama_worker" in " ".join(each.cmdline())]
 
 
-async def test_a_measurement_has_all_figures_and_leaves_nobody_behind(tmp_path: Path) -> None:
+Workers = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def workers() -> Workers:
+    """Those that the test has started: other tests may keep one for the whole run."""
+    before = set(_workers())
+    return lambda: [each for each in _workers() if each not in before]
+
+
+async def test_a_measurement_has_all_figures_and_leaves_nobody_behind(tmp_path: Path, workers: Workers) -> None:
     """Speeds, first token, memory, the exact bytes of its KV cache, and what its types cost; the loss is measured once,
     and what loses too much is not loaded any more."""
     quality = Quality(Job(Text("some", built_in().body[:1200])), Baselines(tmp_path / "baselines.json"), CLOCK)
@@ -79,14 +90,14 @@ async def test_a_policy_that_the_engine_cannot_take_says_why() -> None:
         (msgspec.structs.replace(OWN, slots=300, context=256), "could not start .*n_seq_max must be <= 256"),
     ],
 )
-async def test_a_worker_that_does_not_start_says_why(own: ModelConfig, said: str) -> None:
+async def test_a_worker_that_does_not_start_says_why(own: ModelConfig, said: str, workers: Workers) -> None:
     """In its own words, with llama.cpp's where it points to them."""
     with pytest.raises(MeasurementFailed, match=said):
         await engine(own=own).measure(Policy(), 1.0)
     assert workers() == []
 
 
-async def test_stopping_ends_the_worker_at_once() -> None:
+async def test_stopping_ends_the_worker_at_once(workers: Workers) -> None:
     """In the midst of a measurement; after that nothing is begun."""
     stop = asyncio.Event()
     measure = stoppable(engine(own=msgspec.structs.replace(OWN, slots=8, context=2048)).measure, stop)
@@ -125,7 +136,7 @@ async def test_a_worker_dies_with_its_parent() -> None:
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
-async def test_a_worker_that_is_not_ready_in_time_is_ended() -> None:
+async def test_a_worker_that_is_not_ready_in_time_is_ended(workers: Workers) -> None:
     with pytest.raises(MeasurementFailed, match="not ready within 0 s"):
         async with started(OWN, CLOCK, start_s=0.0):
             pass
