@@ -69,6 +69,7 @@ async def test_truncation_of_a_closed_segment_at_every_byte(full: Shelf) -> None
     print(f"\n{len(whole)} truncations of a closed segment, {len(whole)} found")
 
 
+@pytest.mark.slow
 async def test_truncation_of_the_last_segment_at_every_byte(full: Shelf) -> None:
     """What is readable is an exact prefix; without anchors a clean cut is not seen, with them every lost record is."""
     path = _segment(full, 2)

@@ -53,6 +53,7 @@ def ask(url: str, key: str) -> Any:
         return json.load(response)
 
 
+@pytest.mark.slow
 def test_up_status_down(home: Path) -> None:
     """Detached, it answers with the key that it told; a second `up` tells the same address without a new key;
     `status` shows it; `down` ends every process, and then nothing is noted as running."""

@@ -124,7 +124,7 @@ class Live:
 
 @contextlib.asynccontextmanager
 async def serving(agent: Agent, origins: tuple[str, ...] = ()) -> AsyncIterator[Live]:
-    runner = web.AppRunner(application(agent, Door(TOKEN, origins)), access_log=None)
+    runner = web.AppRunner(application(agent, Door(TOKEN, origins)), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

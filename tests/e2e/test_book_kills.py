@@ -136,6 +136,7 @@ def _the_book_knows(sekisho: Sekisho, kills: int, everything_each: int) -> None:
     assert set(Counter(load.answered.values())) == {"stop", "content_filter"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kill_9_loses_no_record_of_an_answer(launch: Launch) -> None:
     """Two kills of the gateway and one of everything."""

@@ -210,6 +210,7 @@ async def _press(sekisho: Sekisho, link: str) -> None:
         assert answer.status_code == status, answer.text
 
 
+@pytest.mark.slow
 async def test_a_person_approves_in_a_browser(launch: Launch, small_model: str, open_page: Opener) -> None:
     """The link of the mail, opened in a real Chromium: the page shows the question without personal data and keeps its
     token to itself; the button lets the stream go on; the same link a second time decides nothing."""

@@ -166,6 +166,7 @@ def _engine_dies_under(sekisho: Sekisho, streams: int) -> None:
     assert sekisho.client().post(CHAT, json=chat("hi", "small", max_tokens=3)).status_code == 200
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_engine_is_told_to_every_client(launch: Launch, small_model: str) -> None:
     """20 streams on 10 slots: who had begun gets an error event with an id, who waited gets a whole answer from the
     engine that came back; the next request needs no hand."""

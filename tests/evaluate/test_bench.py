@@ -304,6 +304,7 @@ async def test_a_stored_cell_gives_the_same_figures(server: Target) -> None:
     assert read_json(write_json(first)) == first
 
 
+@pytest.mark.slow
 async def test_a_grid_has_prompts_of_the_length_it_says(server: Target) -> None:
     """The prompt's tokens, as this server counts them, are near what the grid asks for, for each parallelism."""
     plan = Plan(parallels=(), sizes=(), warmups=0, blocks=1, languages=("en",), grid=Grid((120, 480), (1, 2), 32, 6))

@@ -43,6 +43,7 @@ async def one_after_the_other(machine: Machine, first: str, second: str) -> tupl
     return math.exp(np.mean(logs[1]) - np.mean(logs[0])), float(stats.ttest_ind(*logs, equal_var=False).pvalue)
 
 
+@pytest.mark.slow
 async def test_a_fifth_slower_is_found_where_one_after_the_other_errs() -> None:
     """20 % slower is rejected in each of 8 comparisons, with the right ratio. One arm after the other, on the same
     machines, equal arms mostly look different, and the slower arm, asked first, sometimes looks no slower by 10 %."""
@@ -70,6 +71,7 @@ async def test_intervals_cover_under_drift() -> None:
     assert hits >= 0.92 * 120
 
 
+@pytest.mark.slow
 async def test_too_few_says_how_many() -> None:
     """Noisy answers and ten blocks: limited, with a number of pairs; with that many, equal arms are mostly adopted."""
     margins = (Margin("ttft", 0.10),)

@@ -131,6 +131,7 @@ async def check_end(nursery: Nursery, name: str, count: int) -> list[StepRecord]
     return steps
 
 
+@pytest.mark.slow
 @posix
 async def test_kills_at_random_moments_repeat_nothing_that_was_done(nursery: Nursery) -> None:
     """A run of 100 steps of four kinds is killed 45 times: afterwards each result is there exactly once, no step that

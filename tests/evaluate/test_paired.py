@@ -300,6 +300,7 @@ def test_subset_means_move_with_the_data(values: list[float], shift: int) -> Non
         assert before.low - 1e-12 <= sum(values) / len(values) <= before.high + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [6, 10, 25])
 def test_ratio_interval_covers_where_the_bootstrap_is_too_narrow(count: int) -> None:
     """Heavy-tailed block ratios: the subset interval holds the truth in 93.5 % or more of 500 comparisons at any number
