@@ -2,7 +2,8 @@
 the clock or a change to summer time, too. A run that was missed is made up for once, not as often as it was missed.
 
 All times are seconds since 1970 on the wall clock, since the schedule outlives this process; where the clock goes back,
-what lies in the future of it is brought to now.
+what lies in the future of it is brought to now. Time that passed before a restart, under a clock that was then set
+back, cannot be known.
 """
 
 import logging
