@@ -2,8 +2,7 @@
 the clock or a change to summer time, too. A run that was missed is made up for once, not as often as it was missed.
 
 All times are seconds since 1970 on the wall clock, since the schedule outlives this process; where the clock goes back,
-what lies in the future of it is brought to now. Time that passed before a restart, under a clock that was then set
-back, cannot be known.
+what lies in the future of it is brought to now.
 """
 
 import logging
@@ -23,6 +22,7 @@ log = logging.getLogger("sekisho.control")
 
 _DAY_S: Final = 86_400.0
 _MOST_TRIES: Final = 3
+_NOTED_EVERY_S: Final = 900.0
 
 
 class ScheduleSettings(msgspec.Struct, frozen=True):
@@ -43,7 +43,8 @@ class _Notes(msgspec.Struct, frozen=True):
     """`slot`: the time of day that the last full run was for. `light_at`: when the last run of either kind ended.
     `begun`: what ran when this was written, and `begun_slot` what for. `tries`: failed since the last that did not.
     `waits_since`: when traffic put off what is due. `breaks`: how often it broke one off since the last that ended, and
-    `rest_until`: when the next may begin."""
+    `rest_until`: when the next may begin. `passed_s`: real time since the last run, also of processes before this one:
+    what a clock hides that is set back before a restart."""
 
     slot: float
     light_at: float | None = None
@@ -54,6 +55,7 @@ class _Notes(msgspec.Struct, frozen=True):
     waits_since: float | None = None
     breaks: int = 0
     rest_until: float | None = None
+    passed_s: float = 0.0
 
 
 class Schedule:
@@ -62,10 +64,11 @@ class Schedule:
 
     def __init__(self, path: Path, clock: Clock, settings: ScheduleSettings | None = None) -> None:
         self._path, self._clock, self._settings = path, clock, settings or ScheduleSettings()
-        self._light_since = self._wait_since = self._retry_since = self._rest_since = clock.monotonic()
+        self._wait_since = self._retry_since = self._rest_since = clock.monotonic()
         found = self._read()
         # The first day's time of day is not made up for: a light run comes at once instead.
         self._notes = found or _Notes(slot=last_slot(clock.now(), self._settings))
+        self._light_since = clock.monotonic() - self._notes.passed_s
         if self._notes.begun is not None:
             self.failed(self._notes.begun)  # whoever began it is gone
 
@@ -73,7 +76,10 @@ class Schedule:
         """What should run now, whether there is traffic or not. A full run makes a light one needless."""
         now = self._clock.now() if now is None else now
         self._follow_clock(now)
-        notes, monotonic = self._notes, self._clock.monotonic()
+        monotonic = self._clock.monotonic()
+        if monotonic - self._light_since - self._notes.passed_s >= _NOTED_EVERY_S:
+            self._note(passed_s=monotonic - self._light_since)
+        notes = self._notes
         if notes.begun is not None:
             return None
         waited = now - notes.retry_at if notes.retry_at is not None else 0.0
