@@ -27,13 +27,15 @@ def say(text: str, sampling: Sampling, **fields: Any) -> Turn:
 
 
 def run_worker(config: ModelConfig, *, port: int | None = None, key: str = "k") -> tuple[int, str]:
-    """Runs a worker that is expected to end by itself; its exit code and its last line."""
+    """Runs a worker that is expected to end by itself; its exit code and its own word on why. llama.cpp writes from a
+    thread of its own, at times after that."""
     argv = llama_worker.argv(config, port or llama_worker.free_port())
     env = {name: value for name, value in os.environ.items() if name != llama_worker.KEY_ENV}
     if key:
         env |= llama_worker.environment(key)
     done = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)
-    return done.returncode, done.stderr.decode().splitlines()[-1]
+    (line,) = (line for line in done.stderr.decode().splitlines() if line.startswith("error: "))
+    return done.returncode, line
 
 
 def without_end(tiny: Path, folder: Path, size: int) -> Path:

@@ -232,7 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
         order = begin("sekisho.engines.llama_worker", __doc__, arguments)
         serve(order.config, order.port, order.api_key)
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        # llama.cpp's log has a thread of its own, which may be in the middle of a line: ours begins a new one.
+        start = "\n" if "xllamacpp" in sys.modules else ""
+        sys.stderr.write(f"{start}error: {error}\n")
+        sys.stderr.flush()
         return EXIT_CONFIGURATION if error.final else EXIT_FAILED
     return 0
 
