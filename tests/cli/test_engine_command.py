@@ -104,15 +104,17 @@ class Machine:
         monkeypatch.setattr(engine, "KV_MEASURED", ())  # what is measured is proved beside the engines
         self.fails = False
         self.built = 0
+        self.attention = True
         make = native_making.make
 
-        def build(recipe: Any, site: Path, progress: Any) -> None:
+        def build(recipe: Any, site: Path, progress: Any) -> bool:
             from native_harness import write_site
 
             if self.fails:
                 raise native_compile.BuildFailed("pip wheel ended with 1", ("ops.cpp:1: error: no",))
             self.built += 1
             write_site(site)
+            return self.attention
 
         def quick(wanted: Any, finding: Any, progress: Any, clock: Any) -> native_making.Made:
             return make(wanted, finding, progress, clock, build)
@@ -148,6 +150,19 @@ def test_a_build_is_made_once(answer: Answer, machine: Machine, home: Path) -> N
     known = answer("engine", "build-native", "--yes")
     assert (known["build"], known["used"], machine.built) == (told["build"], True, 2)
     assert answer("engine", "status")["build"] == told["build"]
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("ours", "told"), [(True, "Attention is Sekisho's"), (False, "its attention is llama.cpp's own")]
+)
+def test_whose_attention_it_is_is_told(sekisho: Run, machine: Machine, ours: bool, told: str) -> None:
+    """After the build, and in the list of builds."""
+    machine.attention = ours
+    code, out, error = sekisho("engine", "build-native", "--yes", "--no-check")
+    assert code == 0
+    assert told in out + error
+    assert ("llama.cpp" in sekisho("engine", "status")[1].partition("Attention")[2]) is not ours
 
 
 @LINUX

@@ -19,6 +19,19 @@ def Server(params):
         _os.kill(_os.getpid(), _signal.SIGSEGV)
     return _Server(params)
 """
+_OTHERWISE = """
+import os as _os
+_Server = Server
+class Server:
+    def __init__(self, params):
+        self._server = _Server(params)
+    def __getattr__(self, name):
+        return getattr(self._server, name)
+    def handle_completions(self, asked):
+        return self._server.handle_completions(asked | {{"prompt": "of something else"}} if {when} else asked)
+"""
+WRONG = _OTHERWISE.format(when="True")
+WRONG_ATTENTION = _OTHERWISE.format(when="_os.environ.get('SEKISHO_NATIVE_ATTENTION') != '0'")
 DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
 
 

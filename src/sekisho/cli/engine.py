@@ -304,12 +304,18 @@ def _settle(out: Output, place: "Home", made: "Made") -> None:
         out.warn(out.text("engine_crashed", what=crash))
     if not manifest.extra_buffers:
         out.warn(out.text("engine_plain_buffers"))
+    if manifest.attention:
+        out.say("engine_attention")
+    elif made.refuted:
+        out.warn(out.text("engine_attention_refuted", why="; ".join(made.refuted)))
+    else:
+        out.warn(out.text("engine_attention_absent"))
     if manifest.checked:
         out.say("engine_alike", nats=f"{made.nats_off:.3f}")
         _figures(out, manifest.figures)
     used = _take(out, place, made.name, manifest)
     told = {"build": made.name, "used": used, "manifest": manifest}
-    out.json(told | {"nats_off": made.nats_off, "crashes": made.crashes})
+    out.json(told | {"nats_off": made.nats_off, "crashes": made.crashes, "refuted": made.refuted})
 
 
 def _take(out: Output, place: "Home", name: str, manifest: "Manifest") -> bool:
@@ -332,7 +338,7 @@ def _use(out: Output, place: "Home", name: str | None) -> None:
 
 
 def _builds(out: Output, builds: "dict[str, Manifest]", misfits: "dict[str, Misfit | None]", used: str | None) -> None:
-    names = ("build", "used", "fits", "compiler", "amx", "built_at", "checked")
+    names = ("build", "used", "fits", "compiler", "amx", "attention_column", "built_at", "checked")
     yes = out.text("engine_yes")
     rows = [
         (
@@ -341,6 +347,7 @@ def _builds(out: Output, builds: "dict[str, Manifest]", misfits: "dict[str, Misf
             _words(out, misfits[name]) or yes,
             each.compiler,
             each.treatment,
+            "sekisho" if each.attention else "llama.cpp",
             moment(each.built_at),
             yes if each.checked else None,
         )

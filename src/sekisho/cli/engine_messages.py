@@ -83,6 +83,18 @@ TABLE: dict[str, tuple[str, str]] = {
         "it runs without its own order of weights (no_extra_bufts), which costs speed",
         "重みの並べ替えなし（no_extra_bufts）で動きます。速度は下がります",
     ),
+    "engine_attention_refuted": (
+        "its attention is llama.cpp's own: Sekisho's did not answer as the wheel does: {why}",
+        "attention は llama.cpp のものを使います。Sekisho のものは応答が wheel と一致しませんでした: {why}",
+    ),
+    "engine_attention_absent": (
+        "its attention is llama.cpp's own: Sekisho's does not go with these sources or this compiler",
+        "attention は llama.cpp のものを使います。Sekisho のものはこのソースまたはコンパイラに合いません",
+    ),
+    "engine_attention": (
+        "Attention is Sekisho's: keys and values of 8 and 4 bits cost no more time than those of 16.",
+        "attention は Sekisho のものです。8・4 ビットの KV も 16 ビットと同じ速さで読めます。",
+    ),
     "engine_built": (
         "Built in {minutes} minutes with {compiler}: {folder}",
         "{minutes} 分でビルドしました（{compiler}）: {folder}",
@@ -160,6 +172,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "engine_yes": ("yes", "はい"),
     "engine_compiler": ("compiler", "コンパイラー"),
     "engine_amx": ("AMX", "AMX"),
+    "engine_attention_column": ("Attention", "attention"),
     "engine_built_at": ("built", "ビルド日時"),
     "engine_checked": ("checked", "検証"),
     "engine_kv": ("KV", "KV"),

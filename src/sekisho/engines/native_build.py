@@ -17,6 +17,7 @@ import msgspec
 
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.engines import native_machine
+from sekisho.engines.native_attention import OFF_ENV
 from sekisho.engines.native_machine import Processor
 
 ENV: Final = "SEKISHO_NATIVE_ENGINE"
@@ -46,7 +47,8 @@ class Figure(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """`wheel`: fingerprint of the installed package that it stands in for. `features`: what the compiler may have used.
     `treatment`: of the trap in AMX (`native_trap`). `extra_buffers`: False where weights must stay as they are in the
-    file. `checked`: it has answered like the wheel. `built_at`: seconds since 1970."""
+    file. `attention`: it is Sekisho's (`native_attention`). `checked`: it has answered like the wheel. `built_at`:
+    seconds since 1970."""
 
     version: str
     wheel: str
@@ -58,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     cmake_args: tuple[str, ...]
     built_at: float
     took_s: float
+    attention: bool = False
     extra_buffers: bool = True
     checked: bool = False
     figures: tuple[Figure, ...] = ()
@@ -193,6 +196,8 @@ def activate() -> Manifest | None:
     except Unusable as error:
         _tell(f"the native build of llama.cpp is not used: {error}")
         return None
+    if not manifest.attention:
+        os.environ[OFF_ENV] = "0"  # read once by the library
     site = str(root / build / SITE)
     sys.path.insert(0, site)
     try:

@@ -15,8 +15,11 @@ import msgspec
 
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.native_attention import OFF_ENV
 
 PROMPT: Final = "Hello, how are you today? I am"
+LONG_PROMPT: Final = " ".join(f"{number}. {PROMPT}." for number in range(1, 9)) + " I am"
+"""More than a block of cached positions, and more rows than one turn of an attention kernel."""
 TOKENS: Final = 12
 SCHEMA: Final = {"enum": ["sekisho"]}
 SCHEMA_KIND: Final = "schema"
@@ -31,6 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     config: ModelConfig
     kinds: tuple[str, ...] = ()
     extra_buffers: bool = True
+    attention: bool = True
     prompt_tokens: int = 512
     answer_tokens: int = 32
 
@@ -69,7 +73,7 @@ def answers(order: Order) -> Iterator[Told]:
 
 
 def _greedy(order: Order, kind: str) -> tuple[Place, ...]:
-    asked = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "logprobs": _LIKELIEST, "ignore_eos": True}
+    asked = {"prompt": LONG_PROMPT, "max_tokens": TOKENS, "temperature": 0, "logprobs": _LIKELIEST, "ignore_eos": True}
     answer = _server(order, kind).handle_completions(asked)
     if "choices" not in answer:
         raise RuntimeError(f"no answer came: {str(answer)[:200]}")
@@ -105,6 +109,8 @@ def speed(order: Order) -> Iterator[Told]:
 
 def _server(order: Order, kind: str) -> Any:
     """With the settings of a worker, but without its HTTP interface's limits."""
+    if not order.attention:
+        os.environ[OFF_ENV] = "0"  # before the library is loaded, which reads it once
     import xllamacpp
 
     from sekisho.engines import llama_worker

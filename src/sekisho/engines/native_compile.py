@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from sekisho.engines import native_attention
 from sekisho.engines.native_build import PACKAGE
 from sekisho.engines.native_needs import Compiler
 
@@ -34,7 +35,16 @@ _NICE: Final = 10  # a server that answers meanwhile comes first
 _PIP: Final = (sys.executable, "-m", "pip")
 _SPOKEN: Final = MappingProxyType({"download": "fetch", "wheel": "build", "install": "install"})
 
+_LLAMA: Final = Path("thirdparty/llama.cpp")
+
 Progress = Callable[[str, int, int], None]
+
+
+class Compiled(NamedTuple):
+    """`attention`: whether it is Sekisho's."""
+
+    wheel: Path
+    attention: bool
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -61,8 +71,8 @@ class BuildFailed(Exception):
         self.tail = tail
 
 
-def build(recipe: Recipe, progress: Progress) -> Path:
-    """The wheel. Minutes. Raises BuildFailed; whatever ends it early ends the compilers too."""
+def build(recipe: Recipe, progress: Progress) -> Compiled:
+    """Minutes. Raises BuildFailed; whatever ends it early ends the compilers too."""
     recipe.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     recipe.log.unlink(missing_ok=True)
     environment = settings(recipe, os.environ)
@@ -70,6 +80,7 @@ def build(recipe: Recipe, progress: Progress) -> Path:
         target = str(recipe.folder / "tools")
         _run(recipe, (*_PIP, "install", "--target", target, "--upgrade", *recipe.tools), environment, progress)
     sources = _sources(recipe, environment, progress)
+    attention = native_attention.add(sources / _LLAMA, recipe.compiler.cpp)
     out = recipe.folder / "wheel"
     shutil.rmtree(out, ignore_errors=True)
     order = ("wheel", "--verbose", "--no-deps", "--wheel-dir", str(out), str(sources))
@@ -77,7 +88,7 @@ def build(recipe: Recipe, progress: Progress) -> Path:
     wheels = list(out.glob("*.whl"))
     if len(wheels) != 1:
         raise BuildFailed(f"pip built {len(wheels)} wheels, not one")
-    return wheels[0]
+    return Compiled(wheels[0], attention)
 
 
 def install(recipe: Recipe, wheel: Path, site: Path, progress: Progress) -> None:

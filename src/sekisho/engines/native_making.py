@@ -12,7 +12,7 @@ import msgspec
 
 from sekisho.core import file_lock
 from sekisho.core.clock import Clock
-from sekisho.engines import native_compile, native_needs, native_trap, native_trial
+from sekisho.engines import native_attention, native_compile, native_needs, native_trap, native_trial
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.native_build import CHOICE, MANIFEST, SITE, Choice, Figure, Installed, Manifest
 from sekisho.engines.native_check import Order
@@ -24,8 +24,8 @@ from sekisho.engines.native_trial import Verdict
 
 WORK: Final = "work"
 REPEATS: Final = 5
-Build = Callable[[Recipe, Path, Progress], None]
-"""Puts a package, made by the recipe, into a folder."""
+Build = Callable[[Recipe, Path, Progress], bool]
+"""Puts a package, made by the recipe, into a folder. Whether its attention is Sekisho's."""
 
 
 class Busy(Exception):
@@ -47,19 +47,23 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """`nats_off`: the largest difference from the wheel's log probabilities. `crashes`: what died on the way."""
+    """`nats_off`: the largest difference from the wheel's log probabilities. `crashes`: what died on the way.
+    `refuted`: what Sekisho's attention answered wrongly, so that the build runs without."""
 
     name: str
     manifest: Manifest
     finding: Finding
     nats_off: float = 0.0
     crashes: tuple[str, ...] = ()
+    refuted: tuple[str, ...] = ()
 
 
 class _Tried(msgspec.Struct, frozen=True):
+    attention: bool
     extra_buffers: bool = True
     nats_off: float = 0.0
     crashes: tuple[str, ...] = ()
+    refuted: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
 
 
@@ -73,7 +77,7 @@ class Wrong(Exception):
 
 def tag(wheel: Installed, compiler: Compiler, features: frozenset[str], treatment: Treatment) -> str:
     """Short, the same for the same build."""
-    parts = (wheel.wheel, str(compiler), *sorted(features), treatment, *CMAKE_ARGS)
+    parts = (wheel.wheel, str(compiler), *sorted(features), treatment, *CMAKE_ARGS, native_attention.fingerprint())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
@@ -89,9 +93,11 @@ def look_for_trap(wanted: Wanted) -> Finding:
     return native_trap.find(wanted.survey.features, attempt, barrier)
 
 
-def compiled(recipe: Recipe, site: Path, progress: Progress) -> None:
+def compiled(recipe: Recipe, site: Path, progress: Progress) -> bool:
     """Raises BuildFailed."""
-    native_compile.install(recipe, native_compile.build(recipe, progress), site, progress)
+    made = native_compile.build(recipe, progress)
+    native_compile.install(recipe, made.wheel, site, progress)
+    return made.attention
 
 
 def make(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock, build: Build = compiled) -> Made:
@@ -115,9 +121,9 @@ def _attempt(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock,
     began_s = clock.monotonic()
     recipe = recipe_for(wanted, finding.treatment)
     site = recipe.folder / SITE
-    build(recipe, site, progress)
+    attention = build(recipe, site, progress)
     took_s = clock.monotonic() - began_s
-    tried = _tried(wanted, site, progress) if wanted.check else _Tried()
+    tried = _tried(wanted, site, attention, progress) if wanted.check else _Tried(attention)
     manifest = Manifest(
         version=wanted.wheel.version,
         wheel=wanted.wheel.wheel,
@@ -129,36 +135,44 @@ def _attempt(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock,
         cmake_args=CMAKE_ARGS,
         built_at=clock.now(),
         took_s=took_s,
+        attention=tried.attention,
         extra_buffers=tried.extra_buffers,
         checked=wanted.check,
         figures=tried.figures,
     )
-    return Made(_kept(wanted, recipe, manifest), manifest, finding, tried.nats_off, tried.crashes)
+    name = _kept(wanted, recipe, manifest)
+    return Made(name, manifest, finding, tried.nats_off, tried.crashes, tried.refuted)
 
 
-def _tried(wanted: Wanted, site: Path, progress: Progress) -> _Tried:
-    """Where it dies with weights in another order than the file's, it is tried without that. Raises Wrong."""
+def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _Tried:
+    """Where it dies with weights in another order than the file's, it is tried without that; where it answers wrongly
+    with Sekisho's attention, with llama.cpp's own. Raises Wrong."""
     progress("check", 0, 1)
     crashes: tuple[str, ...] = ()
+    refuted: tuple[str, ...] = ()
     reference = native_trial.answers(None, kinds=wanted.kinds)
 
     def verdict_on(*, extra_buffers: bool) -> Verdict:
-        told = native_trial.answers(site, extra_buffers=extra_buffers, kinds=wanted.kinds)
+        told = native_trial.answers(site, extra_buffers=extra_buffers, attention=attention, kinds=wanted.kinds)
         return native_trial.compare(reference, told, wanted.kinds)
 
-    verdict = verdict_on(extra_buffers=True)
-    if verdict.crash is not None:
-        crashes, verdict = verdict.problems[-1:], verdict_on(extra_buffers=False)
-    if verdict.problems:
-        raise Wrong(verdict.problems, crash=verdict.crash is not None)
+    while True:
+        verdict, crashes = verdict_on(extra_buffers=True), ()
+        if verdict.crash is not None:
+            crashes, verdict = verdict.problems[-1:], verdict_on(extra_buffers=False)
+        if not verdict.problems:
+            break
+        if not attention:
+            raise Wrong(verdict.problems, crash=verdict.crash is not None)
+        attention, refuted = False, verdict.problems
     progress("check", 1, 1)
-    figures = [each for config in wanted.measured for each in _measured(wanted, config, site, not crashes, progress)]
-    return _Tried(not crashes, verdict.nats_off, crashes, tuple(figures))
-
-
-def _measured(wanted: Wanted, config: ModelConfig, site: Path, extra: bool, progress: Progress) -> tuple[Figure, ...]:
-    order = Order("speed", config, extra_buffers=extra)
-    return native_trial.measure(config, order, site, wanted.repeats, progress)
+    order = Order("speed", ModelConfig("any"), extra_buffers=not crashes, attention=attention)
+    figures = [
+        each
+        for config in wanted.measured
+        for each in native_trial.measure(config, order, site, wanted.repeats, progress)
+    ]
+    return _Tried(attention, not crashes, verdict.nats_off, crashes, refuted, tuple(figures))
 
 
 def _kept(wanted: Wanted, recipe: Recipe, manifest: Manifest) -> str:

@@ -67,9 +67,11 @@ def devices() -> tuple[str, ...]:
     return ended.told["devices"].names
 
 
-def answers(site: Path | None, *, extra_buffers: bool = True, kinds: Sequence[str] = KINDS) -> Ended:
-    """Of the built-in model; `site` None: the wheel's."""
-    order = Order("answers", _builtin(), kinds=tuple(kinds), extra_buffers=extra_buffers)
+def answers(
+    site: Path | None, *, extra_buffers: bool = True, attention: bool = True, kinds: Sequence[str] = KINDS
+) -> Ended:
+    """Of the built-in model; `site` None: the wheel's. `attention`: Sekisho's, where the build has it."""
+    order = Order("answers", _builtin(), kinds=tuple(kinds), extra_buffers=extra_buffers, attention=attention)
     return _ask(order, site, _ANSWERS_S)
 
 
