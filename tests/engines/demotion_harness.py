@@ -86,10 +86,10 @@ async def asked(root: str) -> AsyncIterator[Worker]:
         yield worker
 
 
-def begun(config: ModelConfig, log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A worker's process and its address; it does not serve yet."""
+def begun(config: ModelConfig, log: Path, native: Path | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """A worker's process and its address; it does not serve yet. `native`: where its builds of llama.cpp are."""
     port = llama_worker.free_port()
-    environment = os.environ | llama_worker.environment(KEY) | lifeline.environment()
+    environment = os.environ | llama_worker.environment(KEY, native) | lifeline.environment()
     with log.open("wb") as errors:
         child = subprocess.Popen(llama_worker.argv(config, port), stdin=subprocess.PIPE, stderr=errors, env=environment)
     return child, f"http://127.0.0.1:{port}"
@@ -106,9 +106,11 @@ async def ready(root: str) -> None:
 
 
 @contextlib.contextmanager
-def process(config: ModelConfig, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def process(
+    config: ModelConfig, log: Path, native: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A worker and its address, killed at the end."""
-    child, root = begun(config, log)
+    child, root = begun(config, log, native)
     try:
         yield child, root
     finally:

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 
+from demotion_harness import demoting, process, ready
 from native_harness import (
     DIES,
     WITHOUT_BUFFERS_ONLY,
@@ -182,6 +183,17 @@ def test_workers_are_told_whose_attention_to_use(tmp_path: Path, attention: bool
     write_build(tmp_path, of=manifest(attention=attention), added=added)
     _, said = activated(tmp_path)
     assert f"attention {told}" in said.splitlines()
+
+
+@pytest.mark.parametrize("attention", [True, False])
+async def test_demotion_that_gains_nothing_is_told(tmp_path: Path, attention: bool) -> None:
+    """The worker does what it was asked to and says what to change; without Sekisho's attention it has no reason to."""
+    write_build(tmp_path / "native", of=manifest(attention=attention))
+    with process(demoting(), tmp_path / "log", tmp_path / "native") as (_, root):
+        await ready(root)
+    log = (tmp_path / "log").read_text()
+    assert "llama.cpp runs as built for this machine" in log
+    assert ("sekisho policy set kv.demote_after_prefill=false" in log) is attention
 
 
 def test_two_do_not_build_at_once(tmp_path: Path) -> None:

@@ -218,6 +218,11 @@ def extra_buffers() -> bool:
     return not _active or _active[0][1].extra_buffers
 
 
+def attention() -> bool:
+    """Whether attention is Sekisho's in this process, so that quantised caches are read as fast as 16 bits."""
+    return any(manifest.attention for _, manifest in _active)
+
+
 def software(version: str) -> str:
     """What ran a measurement: figures of the wheel and of a build are no baselines of each other."""
     return f"{PACKAGE} {version}" + "".join(f" native {build}" for build, _ in _active)

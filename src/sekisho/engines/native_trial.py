@@ -123,7 +123,7 @@ def measure(config: ModelConfig, order: Order, site: Path, repeats: int, progres
     order = msgspec.structs.replace(order, task="speed", config=config)
     wheel, native = list[Told](), list[Told]()
     with ExitStack() as stack:
-        runners = [(stack.enter_context(_Runner.start(order, each)), each) for each in (None, site)]
+        runners = [(stack.enter_context(Runner.start(order, each)), each) for each in (None, site)]
         for runner, where in runners:
             library = Path(runner.read().text)
             if (where is not None) != (where is not None and where in library.parents):
@@ -156,7 +156,7 @@ def figure(speed: Any, config: ModelConfig, wheel: Sequence[float], native: Sequ
     )
 
 
-class _Runner:
+class Runner:
     """A child that measures when it is asked to."""
 
     def __init__(self, child: "subprocess.Popen[bytes]", deadline_s: float) -> None:
@@ -168,13 +168,13 @@ class _Runner:
 
     @staticmethod
     @contextmanager
-    def start(order: Order, site: Path | None) -> "Iterator[_Runner]":
+    def start(order: Order, site: Path | None) -> "Iterator[Runner]":
         pipe = subprocess.PIPE
         with subprocess.Popen(
             _command(order), stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_environment(site)
         ) as child:
             try:
-                yield _Runner(child, _MEASURE_S)
+                yield Runner(child, _MEASURE_S)
             finally:
                 child.kill()
 
