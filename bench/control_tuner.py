@@ -33,9 +33,10 @@ from sekisho.control.perplexity.texts import Text, own
 from sekisho.control.policy import EngineSection, KvSection, Policy
 from sekisho.control.policy_changes import kv_types
 from sekisho.control.tuner import tune
+from sekisho.control.tuner_limits import Budget, Limits
 from sekisho.control.tuner_report import TuningReport, lines
 from sekisho.control.tuner_space import Axis, Space, contexts_that_fit
-from sekisho.control.tuner_target import Budget, Goal, Limits, Target
+from sekisho.control.tuner_target import Goal, Target
 from sekisho.core.clock import SystemClock
 from sekisho.engines import builtin
 from sekisho.engines.config import ModelConfig

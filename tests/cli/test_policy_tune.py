@@ -133,6 +133,24 @@ def test_two_policies_are_compared(sekisho: Run, home: Path) -> None:
     assert ElementTree.fromstring(f"<svg{drawing}</svg>") is not None
 
 
+def test_why_nothing_was_measured_is_told_in_words_and_as_a_value(
+    sekisho: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that no context holds: the page and the terminal say so in the user's language, the report by kind; an
+    ablation without a whole round has failed, it was not interrupted."""
+    small_home(home, context=256)
+    monkeypatch.setenv("LANG", "ja_JP.UTF-8")
+    fault = "a context of 256 tokens has no room for prompts of 400"
+    long = ("--prompt-tokens", "400")
+    code, out, error = sekisho("policy", "tune", "--axes", "threads", *long)
+    assert (code, f"計測できず: 基準を計測できませんでした: {fault}" in out) == (1, True), out + error
+    (data,) = (home / "tuning").glob("*-tune.json")
+    assert json.loads(data.read_text())["tuning"]["why"] == {"kind": "baseline_not_measured", "fault": fault}
+    assert f"基準を計測できませんでした: {fault}" in data.with_suffix(".html").read_text()
+    code, _, error = sekisho("policy", "ablate", "engine.threads=1", "--rounds", "1", *long)
+    assert (code, "no whole round was measured" in error, fault in error) == (1, True, True), error
+
+
 def test_parts_are_ablated_in_japanese(
     sekisho: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

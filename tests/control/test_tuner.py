@@ -12,9 +12,21 @@ from sekisho.control.measured import Measured, MeasurementFailed, middle
 from sekisho.control.policy import Policy
 from sekisho.control.policy_changes import PolicyProblem
 from sekisho.control.tuner import tune
+from sekisho.control.tuner_limits import Budget, Limits
+from sekisho.control.tuner_reasons import (
+    BaselineNotMeasured,
+    BudgetEnded,
+    NeverBesideBaseline,
+    NoBudgetLeft,
+    NotMeasured,
+    QualityNotMeasured,
+    TimeRanOut,
+    Worse,
+)
 from sekisho.control.tuner_report import TuningReport, lines
 from sekisho.control.tuner_space import Axis, Space, contexts_that_fit
-from sekisho.control.tuner_target import Budget, Goal, Limits, Target
+from sekisho.control.tuner_target import Goal, Target
+from sekisho.control.tuner_words import told
 from sekisho.engines.kv_size import KvShape
 
 FASTER = Target("decode_tokens_per_s")
@@ -85,7 +97,7 @@ def test_no_policy_over_a_limit_is_returned(
         assert 1000 * (report.policy.engine.slots or 4) <= memory
     for each in report.tried:
         if each.observations and each.policy.kv.key_type not in loss:
-            assert each.dropped == "quality was not measured"
+            assert each.dropped == QualityNotMeasured()
 
 
 @settings(max_examples=30, deadline=None)
@@ -123,14 +135,14 @@ def test_every_candidate_is_explained(
     report = found(landscape, budget=Budget(measurements, 1e6), seed=seed)
     for each in report.tried:
         assert (each.dropped is None) == (each.name == report.winner), each
-        if each.policy.kv.key_type in broken and each.dropped is not None and "no budget" not in each.dropped:
-            assert each.dropped in (
-                "measurement failed: the engine did not start",
-                "never measured in a whole round with the baseline",
-            )
+        if each.policy.kv.key_type in broken and each.dropped is not None:
+            told_of_it = (NotMeasured("the engine did not start"), NeverBesideBaseline(), NoBudgetLeft())
+            assert each.dropped in told_of_it
     assert report.untried + len(report.tried) == len(space().candidates)
     text = "\n".join(lines(report))
-    assert all(each.name in text and (each.dropped or "the winner") in text for each in report.tried)
+    for each in report.tried:
+        assert each.name in text
+        assert ("the winner" if each.dropped is None else told(each.dropped)) in text
 
 
 def test_nothing_is_dropped_for_a_lead_that_may_be_noise() -> None:
@@ -140,12 +152,8 @@ def test_nothing_is_dropped_for_a_lead_that_may_be_noise() -> None:
         draw = Random(seed)
         landscape = Landscape(speed={choice: draw.uniform(-0.3, 0.3) for choice in CHOICES}, noise=0.1, chance=draw)
         for each in found(landscape, seed=seed).tried:
-            if each.dropped and each.dropped.startswith("worse than"):
-                behind, margin = (
-                    float(part.split()[place])
-                    for part, place in zip(each.dropped.split("score ")[1].split(", noise "), (0, 0), strict=True)
-                )
-                assert behind > margin - 1e-3
+            if isinstance(each.dropped, Worse):
+                assert each.dropped.score_behind > each.dropped.noise_margin
                 compared += 1
     assert compared > 10
 
@@ -171,16 +179,16 @@ def test_goals_come_before_gains() -> None:
     report = found(landscape, Target("decode_tokens_per_s", (Goal("contexts", times=2),)))
     assert report.policy.engine.slots == 8
     assert report.missed == ()
-    assert report.baseline.missed == ("contexts at least 2 x the baseline",)
+    assert report.baseline.missed == (Goal("contexts", times=2),)
     impossible = found(landscape, Target("decode_tokens_per_s", (Goal("contexts", times=3),)))
-    assert impossible.missed == ("contexts at least 3 x the baseline",)
+    assert impossible.missed == (Goal("contexts", times=3),)
 
 
 def test_without_a_baseline_nothing_is_said() -> None:
     """A baseline that cannot be measured ends the search after its first rung."""
     report = found(Landscape(broken=frozenset([None])))
     assert (report.outcome, report.policy, report.winner) == ("not measured", Policy(), None)
-    assert report.why == "the baseline could not be measured: the engine did not start"
+    assert report.why == BaselineNotMeasured("the engine did not start")
     assert report.measurements <= 90 - 12
 
 
@@ -188,7 +196,7 @@ def test_a_budget_that_ends_before_a_candidate_says_so() -> None:
     """One measurement of ten seconds shows that the twelve at the end would not fit any more: the search stops."""
     report = found(Landscape(seconds=10.0), budget=Budget(90, 100.0))
     assert (report.outcome, report.measurements, report.policy) == ("not measured", 1, Policy())
-    assert report.why == "the budget ended before a candidate was measured beside the baseline"
+    assert report.why == BudgetEnded()
 
 
 async def test_a_measurement_that_hangs_is_cut_when_the_seconds_are_over() -> None:
@@ -205,7 +213,7 @@ async def test_a_measurement_that_hangs_is_cut_when_the_seconds_are_over() -> No
     report = await tune(space(), hangs, FASTER, LIMITS, Budget(90, 0.2), Random(1), landscape.clock)
     assert len(hung) == 1
     (dropped,) = [each.dropped for each in report.tried if each.policy == hung[0]]
-    assert dropped == "measurement failed: did not end within the 0 s that were left"
+    assert dropped == NotMeasured(TimeRanOut(0.2))
 
 
 async def test_an_error_of_the_program_is_not_a_measurement() -> None:

@@ -32,6 +32,7 @@ class Server:
 """
 WRONG = _OTHERWISE.format(when="True")
 WRONG_ATTENTION = _OTHERWISE.format(when="_os.environ.get('SEKISHO_NATIVE_ATTENTION') != '0'")
+WRONG_FAR = _OTHERWISE.format(when="len(asked['prompt']) > 2000 and 'logprobs' in asked")
 DIES = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
 
 

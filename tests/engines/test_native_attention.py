@@ -221,7 +221,7 @@ def test_llama_cpp_asks_there_first(tmp_path: Path) -> None:
         asked.append(tuple(command))
         return True
 
-    assert native_attention.add(tmp_path, "c++", check)
+    assert native_attention.add(tmp_path, "c++", (), check)
     changed = (sources / "ops.cpp").read_text()
     includes, _, body = changed.partition("// ggml_compute")
     assert includes.splitlines()[-2:] == ['#include "sekisho_attention_op.hpp"', ""]
@@ -229,7 +229,7 @@ def test_llama_cpp_asks_there_first(tmp_path: Path) -> None:
     assert function.startswith("#ifdef SEKISHO_ATTENTION\n    if (sekisho::flash_attention(params, dst)) {")
     assert {each.name for each in sources.glob("*.hpp")} == set(native_attention.files())
     written = (sources / "ops.cpp").stat().st_mtime_ns
-    assert native_attention.add(tmp_path, "c++", check)
+    assert native_attention.add(tmp_path, "c++", (), check)
     assert (sources / "ops.cpp").read_text() == changed
     assert (sources / "ops.cpp").stat().st_mtime_ns == written
     assert asked[0][0] == "c++"
@@ -239,10 +239,32 @@ def test_llama_cpp_asks_there_first(tmp_path: Path) -> None:
 def test_a_compiler_that_refuses_it_gets_llama_cpps_own(tmp_path: Path) -> None:
     """As where a later llama.cpp names things otherwise: the build goes on without."""
     sources = llama(tmp_path)
-    assert not native_attention.add(tmp_path, "c++", lambda command: False)
+    assert not native_attention.add(tmp_path, "c++", (), lambda command: False)
     assert [each.name for each in sources.iterdir()] == ["ops.cpp"]
     assert (sources / "ops.cpp").read_text() == OPERATORS
     assert not native_attention.add(tmp_path, "no-such-compiler")
+
+
+def test_a_compiler_may_name_the_processor_its_own_way(tmp_path: Path) -> None:
+    """It is asked in both, with the flags of the build."""
+    llama(tmp_path)
+    asked: list[tuple[str, ...]] = []
+
+    def check(command: Any) -> bool:
+        asked.append(tuple(command))
+        return "-mcpu=native" in command
+
+    assert native_attention.add(tmp_path, "c++", ("-include", "barrier.h"), check)
+    assert [each[1] for each in asked] == ["-march=native", "-mcpu=native"]
+    assert all("barrier.h" in each for each in asked)
+
+
+def test_bytes_that_are_no_text_stay_as_they_are(tmp_path: Path) -> None:
+    """Sources of another kind than known, not an error."""
+    sources = llama(tmp_path)
+    (sources / "ops.cpp").write_bytes(OPERATORS.encode() + b"// \xff\n")
+    assert not native_attention.add(tmp_path, "c++", (), lambda command: True)
+    assert (sources / "ops.cpp").read_bytes().endswith(b"\xff\n")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +274,7 @@ def test_a_compiler_that_refuses_it_gets_llama_cpps_own(tmp_path: Path) -> None:
 def test_sources_of_another_shape_stay_as_they_are(tmp_path: Path, operators: str) -> None:
     """No guess where the function is not found, or more than once."""
     sources = llama(tmp_path, operators)
-    assert not native_attention.add(tmp_path, "c++", lambda command: True)
+    assert not native_attention.add(tmp_path, "c++", (), lambda command: True)
     assert (sources / "ops.cpp").read_text() == operators
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
@@ -15,6 +16,7 @@ from native_harness import (
     WITHOUT_BUFFERS_ONLY,
     WRONG,
     WRONG_ATTENTION,
+    WRONG_FAR,
     activated,
     manifest,
     write_build,
@@ -50,6 +52,7 @@ def test_a_difference_is_measured_until_the_answers_part() -> None:
     assert (round(off, 3), problem) == (0.1, None)
     wrong = (place(2, (2, -0.1), (1, -2.0)), *same[1:])
     assert "off by 1.90 nats" in str(native_trial.difference(reference, wrong)[1])
+    assert native_trial.difference(reference, wrong, allowed=2.0)[1] is None
     assert "off by inf nats" in str(native_trial.difference(reference, (place(7, (7, 0.0)), *same[1:]))[1])
     assert "off by nan nats" in str(native_trial.difference(reference, (place(1, (1, float("nan"))), *same[1:]))[1])
     assert native_trial.difference(reference, same[:2])[1] == "2 tokens, not 3"
@@ -112,6 +115,7 @@ def making(
     *sites: dict[str, Any],
     features: frozenset[str] = frozenset({"amx_tile"}),
     attention: bool = False,
+    measured: tuple[ModelConfig, ...] = (),
 ) -> Any:
     """What comes out where each build in turn is one of these, and the flags that each was built with."""
     flags: list[tuple[str, ...]] = []
@@ -121,7 +125,8 @@ def making(
         flags.append(recipe.flags)
         return attention
 
-    made = native_making.make(wanted(root, features), finding, lambda *_: None, ManualClock(), build)
+    order = msgspec.structs.replace(wanted(root, features), measured=measured, repeats=1)
+    made = native_making.make(order, finding, lambda *_: None, ManualClock(), build)
     return made, flags
 
 
@@ -159,8 +164,9 @@ def test_a_build_that_cannot_be_repaired_is_not_kept(tmp_path: Path) -> None:
     assert native_build.builds(tmp_path) == {}
 
 
-def test_attention_that_answers_wrongly_is_not_used(tmp_path: Path) -> None:
+def test_attention_that_answers_wrongly_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The build is kept with llama.cpp's own, as its manifest tells the workers, and the reason is told."""
+    monkeypatch.setenv("SEKISHO_NATIVE_ATTENTION", "0")  # of the operator's: what was built is tried out all the same
     made, _ = making(tmp_path, Finding("none", "right"), {"added": WRONG_ATTENTION}, attention=True)
     assert made.manifest.attention is False
     assert made.manifest.checked
@@ -176,6 +182,17 @@ def test_wrong_answers_are_not_blamed_on_attention_alone(tmp_path: Path) -> None
     assert native_build.builds(tmp_path) == {}
 
 
+@pytest.mark.slow
+def test_a_long_context_is_compared_as_well(tmp_path: Path) -> None:
+    """On the model that is measured: what goes wrong only there is found, and what goes well is kept with figures."""
+    config = ModelConfig("mini", path="builtin", context=1024)
+    with pytest.raises(Wrong, match="f16: a token's log probability is off by"):
+        making(tmp_path / "wrong", Finding("none", "right"), {"added": WRONG_FAR}, measured=(config,))
+    made, _ = making(tmp_path / "right", Finding("none", "right"), {}, measured=(config,))
+    assert made.nats_off == 0.0
+    assert [each.speed for each in made.manifest.figures] == ["prefill", "decode"]
+
+
 @pytest.mark.parametrize(("attention", "told"), [(True, "None"), (False, "0")])
 def test_workers_are_told_whose_attention_to_use(tmp_path: Path, attention: bool, told: str) -> None:
     """Before the library is loaded, which looks once."""
@@ -185,15 +202,18 @@ def test_workers_are_told_whose_attention_to_use(tmp_path: Path, attention: bool
     assert f"attention {told}" in said.splitlines()
 
 
-@pytest.mark.parametrize("attention", [True, False])
-async def test_demotion_that_gains_nothing_is_told(tmp_path: Path, attention: bool) -> None:
+@pytest.mark.parametrize(("attention", "switch", "told"), [(True, "1", True), (False, "1", False), (True, "0", False)])
+async def test_demotion_that_gains_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: bool, switch: str, told: bool
+) -> None:
     """The worker does what it was asked to and says what to change; without Sekisho's attention it has no reason to."""
+    monkeypatch.setenv("SEKISHO_NATIVE_ATTENTION", switch)
     write_build(tmp_path / "native", of=manifest(attention=attention))
     with process(demoting(), tmp_path / "log", tmp_path / "native") as (_, root):
         await ready(root)
     log = (tmp_path / "log").read_text()
     assert "llama.cpp runs as built for this machine" in log
-    assert ("sekisho policy set kv.demote_after_prefill=false" in log) is attention
+    assert ("sekisho policy set kv.demote_after_prefill=false" in log) is told
 
 
 def test_two_do_not_build_at_once(tmp_path: Path) -> None:

@@ -4,31 +4,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sekisho.cli import retyped, tuning_reports
-from sekisho.cli.failure import INTERRUPTED, USAGE, CommandFailed
-from sekisho.cli.options import HomeOption, JsonOption, at_home, example
+from sekisho.cli import tuning_reports
+from sekisho.cli.failure import FAILED, INTERRUPTED, USAGE, CommandFailed
+from sekisho.cli.options import HomeOption, JsonOption, example
 from sekisho.cli.output import Output
 from sekisho.cli.policy_sides import changes_of, check_taken
-from sekisho.cli.progress_bars import Bars
 from sekisho.cli.top import AgentOption
-from sekisho.cli.tuning_site import (
+from sekisho.cli.tuning_options import (
     AnswerOption,
     PromptOption,
     ReportOption,
     SeedOption,
-    Site,
     TextOption,
     TriedModelOption,
-    engines_of,
-    find,
-    interruptible,
-    language_of,
-    told,
 )
+from sekisho.cli.tuning_site import Site, find, language_of
+from sekisho.cli.tuning_trial import Measuring, Trial
 
 if TYPE_CHECKING:
     from sekisho.control.policy import Policy
-    from sekisho.control.trial_engine import TrialEngine
     from sekisho.evaluate.ablation_run import Ablation, AblationPlan, Part
 
 
@@ -62,29 +56,22 @@ def ablate_policy(
 
     From five parts on, half of the combinations. Nothing is changed. Writes a JSON report and a page.
     """
-    import asyncio
-
-    from sekisho.evaluate.ablation_run import AblationFailed, AblationPlan
+    from sekisho.evaluate.ablation_run import AblationPlan
 
     out = Output(as_json=as_json)
-    site = find(out, at_home(home), model, agent, text)
+    site = find(out, home, model, agent, text)
     chosen = [_part(each) for each in parts]
     policies, vain = _policies(site, chosen)
     site.check_room(policies.values())
-    trial = site.plan(prompt_tokens, answer_tokens, seed)
-    notes: tuple[str, ...] = (out.text("tuning_greedy"),) if any("speculation" in each for each in parts) else ()
-    for note in notes:
-        out.warn(note)
-    quality = site.quality()
-    engine = site.engine(site.policies.current, trial, quality, spared=vain)
-    try:
-        with engines_of(site.place), Bars(out, quiet=as_json) as bars:
-            found = asyncio.run(_ablate(site, chosen, policies, engine, AblationPlan(rounds, seed=seed), bars))
-    except AblationFailed as error:
-        code = INTERRUPTED if str(error).endswith("stopped") else 1
-        raise CommandFailed(f"no whole round was measured: {error}", exit_code=code) from error
-    notes += site.strange(quality)
-    made = tuning_reports.record(site, trial, retyped.command(context), ablation=found, notes=notes)
+    trial = Trial(site, prompt_tokens, answer_tokens, seed)
+    if any("speculation" in each for each in parts):
+        trial.warn(out.text("tuning_greedy"))
+    engine = trial.engine(site.policies.current, spared=vain)
+    plan = AblationPlan(rounds, seed=seed)
+    found = trial.run(
+        engine, policies, len(policies) * rounds, lambda under: _ablate(site.policies.current, chosen, plan, under)
+    )
+    made = tuning_reports.record(trial, context, ablation=found)
     _tell(site, found)
     out.json(tuning_reports.write(site, made, "ablate", to))
     if found.stopped is not None:
@@ -127,24 +114,15 @@ def _policies(site: Site, parts: "list[Part]") -> "tuple[dict[str, Policy], set[
         raise CommandFailed(str(error), exit_code=USAGE) from error
 
 
-async def _ablate(
-    site: Site,
-    parts: "list[Part]",
-    policies: "dict[str, Policy]",
-    engine: "TrialEngine",
-    plan: "AblationPlan",
-    bars: Bars,
-) -> "Ablation":
-    import msgspec
+async def _ablate(base: "Policy", parts: "list[Part]", plan: "AblationPlan", under: Measuring) -> "Ablation":
+    """Raises CommandFailed where no round was whole."""
+    from sekisho.evaluate.ablation_run import AblationFailed, ablate
 
-    from sekisho.control.trial_engine import stoppable
-    from sekisho.evaluate.ablation_run import ablate
-
-    base, named = site.policies.current, {msgspec.json.encode(each): name for name, each in policies.items()}
-    what, total = site.out.text("tuning_measuring"), len(policies) * plan.rounds
-    with interruptible(site.out) as stop:
-        shown = told(engine.measure, lambda policy: named[msgspec.json.encode(policy)], bars, what, total)
-        return await ablate(base, parts, stoppable(shown, stop), plan)
+    try:
+        return await ablate(base, parts, under.measure, plan)
+    except AblationFailed as error:
+        code = INTERRUPTED if under.stop.is_set() else FAILED
+        raise CommandFailed(f"no whole round was measured: {error}", exit_code=code) from error
 
 
 def _tell(site: Site, found: "Ablation") -> None:

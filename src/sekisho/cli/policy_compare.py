@@ -4,33 +4,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sekisho.cli import retyped, tuning_reports
+from sekisho.cli import tuning_reports
 from sekisho.cli.failure import FAILED, INTERRUPTED, USAGE, CommandFailed
-from sekisho.cli.options import HomeOption, JsonOption, at_home, example
+from sekisho.cli.options import HomeOption, JsonOption, example
 from sekisho.cli.output import Output
 from sekisho.cli.policy_sides import check_taken, policy_of
-from sekisho.cli.progress_bars import Bars
 from sekisho.cli.top import AgentOption
-from sekisho.cli.tuning_site import (
+from sekisho.cli.tuning_options import (
     AnswerOption,
     PromptOption,
     ReportOption,
     SeedOption,
-    Site,
     TextOption,
     TriedModelOption,
-    engines_of,
-    find,
-    interruptible,
-    language_of,
-    told,
 )
+from sekisho.cli.tuning_site import Site, find, language_of
+from sekisho.cli.tuning_trial import Measuring, Trial
 
 if TYPE_CHECKING:
     from sekisho.control.comparison import Comparison, ComparisonPlan
     from sekisho.control.policy import Policy
-    from sekisho.control.trial_engine import TrialEngine, TrialPlan
-    from sekisho.control.trial_quality import Quality
+    from sekisho.control.trial_engine import TrialEngine
     from sekisho.evaluate.tuning_record import Side
 
 SideArgument = typer.Argument(help="current, a preset, baseline, version:3, or FIELD=VALUE,FIELD=VALUE.")
@@ -65,21 +59,17 @@ def compare_policies(
 
     Nothing is changed. Writes a JSON report and a page. Ctrl+C ends it and keeps whole blocks.
     """
-    import asyncio
-
     from sekisho.control.comparison import ComparisonPlan
 
     out = Output(as_json=as_json)
     if order not in ("abba", "ab"):
         raise CommandFailed(f"--order: {order!r} is none", hint="abba or ab", exit_code=USAGE)
-    site = find(out, at_home(home), model, agent, text)
-    quality, trial = site.quality(), site.plan(prompt_tokens, answer_tokens, seed)
-    policies, engine, sides = _engine(site, (first, second), trial, quality)
+    site = find(out, home, model, agent, text)
+    trial = Trial(site, prompt_tokens, answer_tokens, seed)
+    policies, engine, sides = _engine(trial, (first, second))
     plan = ComparisonPlan(blocks, _order(order))
-    with engines_of(site.place), Bars(out, quiet=as_json) as bars:
-        found, stopped = asyncio.run(_compare(site, policies, engine, plan, seed, bars))
-    notes = site.strange(quality)
-    made = tuning_reports.record(site, trial, retyped.command(context), comparison=found, sides=sides, notes=notes)
+    found, stopped = trial.run(engine, policies, plan.measurements, lambda under: _compare(policies, plan, seed, under))
+    made = tuning_reports.record(trial, context, comparison=found, sides=sides)
     _tell(site, found, sides)
     out.json(tuning_reports.write(site, made, "compare", to))
     if stopped or not found.ratios:
@@ -90,9 +80,7 @@ def _order(text: str) -> Literal["abba", "ab"]:
     return "ab" if text == "ab" else "abba"
 
 
-def _engine(
-    site: Site, texts: tuple[str, str], plan: "TrialPlan", quality: "Quality"
-) -> "tuple[tuple[Policy, Policy], TrialEngine, tuple[Side, ...]]":
+def _engine(trial: Trial, texts: tuple[str, str]) -> "tuple[dict[str, Policy], TrialEngine, tuple[Side, ...]]":
     """Raises CommandFailed for sides that this engine does not tell apart, or cannot take."""
     import msgspec
 
@@ -101,7 +89,7 @@ def _engine(
     from sekisho.control.trial_settings import effective, meant, usual_threads
     from sekisho.evaluate.tuning_record import Side
 
-    vain: set[str] = set()
+    site, vain = trial.site, set[str]()
     chosen: list[Policy] = []
     sides: list[Side] = []
     for text in texts:
@@ -116,29 +104,19 @@ def _engine(
     if sides[0].settings == sides[1].settings:
         raise CommandFailed(f"{texts[0]} and {texts[1]} mean the same settings of {site.own.name}", exit_code=USAGE)
     site.check_room(chosen)
-    engine = site.engine(site.policies.current, plan, quality, spared=vain)
-    return (chosen[0], chosen[1]), engine, tuple(sides)
+    engine = trial.engine(site.policies.current, spared=vain)
+    return dict(zip("AB", chosen, strict=True)), engine, tuple(sides)
 
 
 async def _compare(
-    site: Site,
-    policies: "tuple[Policy, Policy]",
-    engine: "TrialEngine",
-    plan: "ComparisonPlan",
-    seed: int,
-    bars: Bars,
+    policies: "dict[str, Policy]", plan: "ComparisonPlan", seed: int, under: Measuring
 ) -> "tuple[Comparison, bool]":
     from random import Random
 
     from sekisho.control.comparison import compare
-    from sekisho.control.trial_engine import stoppable
 
-    what = site.out.text("tuning_measuring")
-    first, second = policies
-    with interruptible(site.out) as stop:
-        shown = told(engine.measure, lambda policy: "A" if policy == first else "B", bars, what, plan.measurements)
-        found = await compare(first, second, stoppable(shown, stop), plan, Random(seed))
-        return found, stop.is_set()
+    found = await compare(policies["A"], policies["B"], under.measure, plan, Random(seed))
+    return found, under.stop.is_set()
 
 
 def _tell(site: Site, found: "Comparison", sides: "tuple[Side, ...]") -> None:

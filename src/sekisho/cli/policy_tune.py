@@ -3,41 +3,36 @@
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sekisho.cli import retyped, tuning_reports
+from sekisho.cli import tuning_reports
 from sekisho.cli.failure import ABSENT, FAILED, INTERRUPTED, USAGE, CommandFailed
-from sekisho.cli.options import HomeOption, JsonOption, at_home, example
+from sekisho.cli.options import HomeOption, JsonOption, example
 from sekisho.cli.output import Output
 from sekisho.cli.policy_answers import tell
 from sekisho.cli.policy_fields import assigned, nested
-from sekisho.cli.progress_bars import Bars
 from sekisho.cli.quantities import names
 from sekisho.cli.top import AgentOption
-from sekisho.cli.tuning_site import (
+from sekisho.cli.tuning_options import (
     AnswerOption,
     PromptOption,
     ReportOption,
     SeedOption,
-    Site,
     TextOption,
     TriedModelOption,
-    engines_of,
-    find,
-    interruptible,
-    language_of,
-    told,
 )
+from sekisho.cli.tuning_site import Site, find, language_of
+from sekisho.cli.tuning_trial import Measuring, Trial
 
 if TYPE_CHECKING:
     from sekisho.control.policy import Policy
-    from sekisho.control.trial_engine import TrialPlan
-    from sekisho.control.trial_quality import Quality
+    from sekisho.control.tuner_limits import Budget, Limits
     from sekisho.control.tuner_report import TuningReport
     from sekisho.control.tuner_space import Space
-    from sekisho.control.tuner_target import Budget, Goal, Limits, Target
+    from sekisho.control.tuner_target import Goal, Target
 
 _GOAL = re.compile(r"\s*([a-z_]+)\s*(>=|<=)\s*([0-9.]+)\s*([a-zA-Z]*)\s*")
 
@@ -92,36 +87,32 @@ def tune_policy(
 
     Nothing is changed without --apply. Writes a JSON report and a page. Ctrl+C ends it and keeps what was measured.
     """
-    import asyncio
-    from random import Random
-
     out = Output(as_json=as_json)
-    target = _target(improve, goal or [])
-    limits = _limits(max_delta_ppl, max_prefill_slowdown, memory)
-    budget = _budget(measurements, minutes)
+    target, limits = _target(improve, goal or []), _limits(max_delta_ppl, max_prefill_slowdown, memory)
+    wanted = _Wanted(target, limits, _budget(measurements, minutes))
     budget_bytes = None if kv_budget is None else _size("--kv-budget", kv_budget)
-    site = find(out, at_home(home), model, agent, text)
-    _check_apply(site, apply, yes, as_json)
-    base, space = _space(site, names(axes), context_tokens, budget_bytes)
-    site.check_room([base, *(each.policy for each in space.candidates.values())])
-    is_greedy = any(axis.name == "speculation" for axis in space.axes)
-    if is_greedy:
-        out.warn(out.text("tuning_greedy"))
-    plan = site.plan(prompt_tokens, answer_tokens, seed)
-    quality = site.quality()
-    with engines_of(site.place), Bars(out, quiet=as_json) as bars:
-        report = asyncio.run(_search(site, space, plan, quality, target, limits, budget, Random(seed), bars))
-    notes = site.strange(quality) + ((out.text("tuning_greedy"),) if is_greedy else ())
-    made = tuning_reports.record(site, plan, retyped.command(context), tuning=report, notes=notes)
+    site = find(out, home, model, agent, text)
+    _check_apply(site, apply, yes)
+    space = _space(site, names(axes), context_tokens, budget_bytes)
+    site.check_room(_policies(space).values())
+    trial = Trial(site, prompt_tokens, answer_tokens, seed)
+    report = _searched(trial, space, wanted)
+    made = tuning_reports.record(trial, context, tuning=report)
     _tell(site, space, report)
     answer = tuning_reports.write(site, made, "tune", to)
-    applied = _offer(site, report, apply, yes)
-    out.json({**answer, "applied": applied})
+    out.json({**answer, "applied": _offer(site, report, apply, yes)})
     if report.outcome in ("stopped", "not measured"):
         raise typer.Exit(INTERRUPTED if report.outcome == "stopped" else FAILED)
 
 
 # --- what is wanted -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    target: "Target"
+    limits: "Limits"
+    budget: "Budget"
 
 
 def _target(improve: str, goals: Sequence[str]) -> "Target":
@@ -159,13 +150,13 @@ def goal_of(text: str) -> "Goal":
 
 
 def _limits(max_delta_ppl: float, slowdown: float, memory: str | None) -> "Limits":
-    from sekisho.control.tuner_target import Limits
+    from sekisho.control.tuner_limits import Limits
 
     return Limits(max_delta_ppl, slowdown or None, None if memory is None else _size("--memory", memory))
 
 
 def _budget(measurements: int, minutes: float) -> "Budget":
-    from sekisho.control.tuner_target import Budget
+    from sekisho.control.tuner_limits import Budget
 
     try:
         return Budget(measurements, minutes * 60.0)
@@ -183,21 +174,21 @@ def _size(option: str, text: str) -> int:
         raise CommandFailed(str(error), exit_code=USAGE) from error
 
 
-def _check_apply(site: Site, apply: bool, yes: bool, as_json: bool) -> None:
+def _check_apply(site: Site, apply: bool, yes: bool) -> None:
     """Before the time is spent: whether it could be applied in the end."""
     if not apply:
         return
     if site.agent is None:
         raise CommandFailed(f"--apply: no agent runs from {site.place.path}", hint="sekisho up", exit_code=ABSENT)
-    if not yes and (as_json or not sys.stdin.isatty()):
+    if not yes and (site.out.as_json or not sys.stdin.isatty()):
         raise CommandFailed("--apply: nobody is there to be asked", hint="add --yes", exit_code=USAGE)
 
 
 # --- the search -----------------------------------------------------------------------------------------------------
 
 
-def _space(site: Site, chosen: list[str], context: int | None, budget_bytes: int | None) -> "tuple[Policy, Space]":
-    """The policy to start from, and what to choose between. Raises CommandFailed."""
+def _space(site: Site, chosen: list[str], context: int | None, budget_bytes: int | None) -> "Space":
+    """What to choose between, upon the policy to start from. Raises CommandFailed."""
     import msgspec
 
     from sekisho.control import trial_settings
@@ -214,7 +205,7 @@ def _space(site: Site, chosen: list[str], context: int | None, budget_bytes: int
         if own.engine != "llama_cpp":
             if budget_bytes is not None:
                 raise ValueError(f"--kv-budget: {own.engine} takes memory as it needs it (kv_limit_mib)")
-            return base, Space(base, offered)
+            return Space(base, offered)
         known = trial_settings.shape(own, at_most=True)
         if isinstance(known, str):
             raise ValueError(known)
@@ -227,55 +218,46 @@ def _space(site: Site, chosen: list[str], context: int | None, budget_bytes: int
                 raise ValueError("--kv-budget: it does not hold one context of the present policy")
             base = with_slots(base, slots)
             fitting = Fitting(own, base, known, room, may_keep=may_keep)
-        return base, Space(base, offered, fitting)
+        return Space(base, offered, fitting)
     except (ValueError, MeasurementFailed) as error:
         raise CommandFailed(str(error), exit_code=USAGE) from error
 
 
-async def _search(
-    site: Site,
-    space: "Space",
-    plan: "TrialPlan",
-    quality: "Quality",
-    target: "Target",
-    limits: "Limits",
-    budget: "Budget",
-    chance: Any,
-    bars: Bars,
-) -> "TuningReport":
+def _policies(space: "Space") -> "dict[str, Policy]":
+    return {"baseline": space.base} | {each.name: each.policy for each in space.candidates.values()}
+
+
+def _searched(trial: Trial, space: "Space", wanted: _Wanted) -> "TuningReport":
+    if any(axis.name == "speculation" for axis in space.axes):
+        trial.warn(trial.site.out.text("tuning_greedy"))
+    engine = trial.engine(space.base, max_loss=wanted.limits.max_delta_ppl)
+    most = wanted.budget.measurements
+    return trial.run(engine, _policies(space), most, lambda under: _search(trial, space, wanted, under))
+
+
+async def _search(trial: Trial, space: "Space", wanted: _Wanted, under: Measuring) -> "TuningReport":
     """What losses are known is measured first, so that it does not count as a measurement's time."""
+    from random import Random
+
     import msgspec
 
-    from sekisho.control.trial_engine import stoppable
     from sekisho.control.tuner import tune
+    from sekisho.control.tuner_reasons import Stopped
     from sekisho.core.clock import SystemClock
 
-    clock, names_of = SystemClock(), _names(space)
+    clock, chance = SystemClock(), Random(trial.plan.seed)
     begun_s = clock.monotonic()
-    engine = site.engine(space.base, plan, quality, max_loss=limits.max_delta_ppl)
-    with interruptible(site.out) as stop:
-        await _weigh(site, space, quality, stop, bars)
-        spent_s = clock.monotonic() - begun_s
-        left = msgspec.structs.replace(budget, seconds=max(1.0, budget.seconds - spent_s))
-        what = site.out.text("tuning_measuring")
-        shown = told(
-            engine.measure, lambda policy: names_of[msgspec.json.encode(policy)], bars, what, left.measurements
-        )
-        report = await tune(space, stoppable(shown, stop), target, limits, left, chance, clock)
-        if stop.is_set():
-            why = f"stopped after {report.measurements} measurements"
-            report = msgspec.structs.replace(report, outcome="stopped", why=why, policy=space.base)
+    await _weigh(trial, space, under)
+    left_s = max(1.0, wanted.budget.seconds - (clock.monotonic() - begun_s))
+    left = msgspec.structs.replace(wanted.budget, seconds=left_s)
+    report = await tune(space, under.measure, wanted.target, wanted.limits, left, chance, clock)
+    if under.stop.is_set():
+        why = Stopped(report.measurements)
+        report = msgspec.structs.replace(report, outcome="stopped", why=why, policy=space.base)
     return report
 
 
-def _names(space: "Space") -> dict[bytes, str]:
-    import msgspec
-
-    found = {msgspec.json.encode(each.policy): each.name for each in space.candidates.values()}
-    return found | {msgspec.json.encode(space.base): "baseline"}
-
-
-async def _weigh(site: Site, space: "Space", quality: "Quality", stop: Any, bars: Bars) -> None:
+async def _weigh(trial: Trial, space: "Space", under: Measuring) -> None:
     """The loss of every kind of cache that needs no worker of its own to be measured."""
     from contextlib import suppress
 
@@ -285,21 +267,22 @@ async def _weigh(site: Site, space: "Space", quality: "Quality", stop: Any, bars
     from sekisho.control.trial_quality import BESIDE
     from sekisho.control.trial_settings import meant
 
-    if site.own.engine not in BESIDE:
+    own = trial.site.own
+    if own.engine not in BESIDE:
         return
     kinds = {}
     for each in space.candidates.values():
-        config = meant(each.policy, site.own)
+        config = meant(each.policy, own)
         kinds[config.kv_type_k, config.kv_type_v] = config
-    what = site.out.text("tuning_quality")
+    what = trial.site.out.text("tuning_quality")
     for done, (types, config) in enumerate(kinds.items()):
-        bars.progress(what, done, len(kinds), "/".join(types))
+        under.bars.progress(what, done, len(kinds), "/".join(types))
         with suppress(Unmeasured):  # the measurements will say so
             try:
-                await until(stop, quality.loss(config))
+                await until(under.stop, trial.quality.loss(config))
             except OutOfBudget:
                 return
-        bars.progress(what, done + 1, len(kinds), "/".join(types))
+        under.bars.progress(what, done + 1, len(kinds), "/".join(types))
 
 
 # --- what it found --------------------------------------------------------------------------------------------------
@@ -311,25 +294,26 @@ def _choices(name: str) -> str:
 
 
 def _tell(site: Site, space: "Space", report: "TuningReport") -> None:
+    from sekisho.control.tuner_words import told
     from sekisho.evaluate.report import tuning_tables
-    from sekisho.evaluate.report.tuning_words import retold, said
+    from sekisho.evaluate.report.tuning_words import said
 
     out, language = site.out, language_of(site.out)
     rows = [(_choices(each.name), *tuning_tables.figures(each.figures)) for each in tuning_tables.candidates(report)]
     axes = " ".join(axis.name for axis in space.axes)
     out.table([axes, *tuning_tables.heads(language)], rows)
     out.line()
-    out.line(f"{said(report.outcome, language)}: {retold(report.why, language)}", style="bold")
+    out.line(f"{said(report.outcome, language)}: {told(report.why, language)}", style="bold")
     if report.comparison is not None:
         cells = [tuning_tables.ratio_cells(each, language) for each in report.comparison.ratios]
         out.table([said(name, language) for name in ("figure", "ratio", "interval", "blocks", "verdict")], cells)
     for line in tuning_tables.endings(report, language):
         out.line(line)
-    dropped = [each for each in report.tried if each.dropped is not None]
+    dropped = {each.name: each.dropped for each in report.tried if each.dropped is not None}
     if dropped:
         out.say("tuning_dropped")
-    for each in dropped:
-        out.line(f"  {each.name}: {retold(each.dropped or '', language)}")
+    for name, reason in dropped.items():
+        out.line(f"  {name}: {told(reason, language)}")
     if report.outcome == "not measured" and any(each.observations for each in (report.baseline, *report.tried)):
         _advise(out, report)
 
@@ -346,6 +330,7 @@ def _advise(out: Output, report: "TuningReport") -> None:
 def _offer(site: Site, report: "TuningReport", apply: bool, yes: bool) -> dict[str, Any] | None:
     """Applies what is better, and gives the agent's answer; or says how."""
     from sekisho.control.policy_changes import difference
+    from sekisho.control.tuner_words import told
 
     out = site.out
     if report.outcome != "better":
@@ -362,7 +347,7 @@ def _offer(site: Site, report: "TuningReport", apply: bool, yes: bool) -> dict[s
         out.say("tuning_not_applied")
         return None
     assert site.agent is not None  # looked at before anything was measured
-    body = nested(fields) | {"why": f"tuned: {report.why}"} | ({} if site.alone else {"model": site.own.name})
+    body = nested(fields) | {"why": f"tuned: {told(report.why)}"} | ({} if site.alone else {"model": site.own.name})
     with out.waiting("policy_waiting"):
         answer: dict[str, Any] = site.agent.post("/v1/policy", body)
     tell(out, answer)

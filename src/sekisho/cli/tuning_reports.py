@@ -4,16 +4,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import typer
+
+from sekisho.cli import retyped
 from sekisho.cli.tuning_site import Site, language_of
+from sekisho.cli.tuning_trial import Trial
 
 _TOLD: Final = ("sekisho", "python", "xllamacpp", "torch", "transformers")
 
 if TYPE_CHECKING:
-    from sekisho.control.trial_engine import TrialPlan
     from sekisho.evaluate.tuning_record import TuningRecord
 
 
-def record(site: Site, plan: "TrialPlan", command: str, **parts: Any) -> "TuningRecord":
+def record(trial: Trial, context: typer.Context, **parts: Any) -> "TuningRecord":
     """With machine and software. `parts`: of `TuningRecord`, what was measured."""
     from sekisho.cli.incident import versions
     from sekisho.evaluate import environment
@@ -21,14 +24,15 @@ def record(site: Site, plan: "TrialPlan", command: str, **parts: Any) -> "Tuning
     from sekisho.ops.hardware import detect
     from sekisho.ops.home import running
 
+    site = trial.site
     disturbed = (site.out.text("tuning_disturbed"),) if running(site.place) is not None else ()
     return TuningRecord(
         made_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(site.made_at)),
-        command=command,
+        command=retyped.command(context),
         model=site.own,
-        plan=plan,
+        plan=trial.plan,
         environment=(environment.machine(detect(site.place.path)), environment.software(_software(versions()))),
-        notes=(*disturbed, *parts.pop("notes", ())),
+        notes=(*disturbed, *trial.notes),
         **parts,
     )
 

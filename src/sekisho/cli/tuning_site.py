@@ -1,55 +1,24 @@
-"""What `policy tune`, `compare` and `ablate` work on: a model of this home, the policies that there are, and a worker
-of their own to measure them with."""
+"""What `policy tune`, `compare` and `ablate` work on: a model of this home, and the policies that there are."""
 
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sekisho.cli.agent_client import AgentClient, agent_client
 from sekisho.cli.failure import ABSENT, USAGE, CommandFailed
-from sekisho.cli.options import settings_of
+from sekisho.cli.options import at_home, settings_of
 from sekisho.cli.output import Output
-from sekisho.cli.progress_bars import Bars
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from sekisho.control.measured import Measure, Measured
     from sekisho.control.policy import Policy
     from sekisho.control.policy_book import PolicyBook
-    from sekisho.control.trial_engine import TrialEngine, TrialPlan
-    from sekisho.control.trial_quality import Quality
     from sekisho.engines.config import ModelConfig
     from sekisho.evaluate.definitions import Language
     from sekisho.ops.home import Home
 
 T = TypeVar("T")
-_STRANGE: Final = 1000.0
-TriedModelOption = Annotated[
-    str | None, typer.Option("--model", help="The model to measure; default: the server's default.")
-]
-PromptOption = Annotated[
-    int | None, typer.Option("--prompt-tokens", min=16, help="Of each prompt; default: half a context, at most 512.")
-]
-AnswerOption = Annotated[
-    int, typer.Option("--answer-tokens", min=8, max=65_536, help="Of each answer, at the shortest measurement.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed asks in the same order.")]
-TextOption = Annotated[
-    Path | None, typer.Option("--text", help="Text to measure perplexity on; default: control.quality.text.")
-]
-ReportOption = Annotated[
-    Path | None, typer.Option("--out", help="The report's file; default: below the home's `tuning`.", dir_okay=False)
-]
 
 
 class Policies:
@@ -121,48 +90,6 @@ class Site:
         self.policies = Policies(place, own.name, agent)
         self.made_at = time.time()
 
-    def plan(self, prompt_tokens: int | None, answer_tokens: int, seed: int) -> "TrialPlan":
-        from sekisho.control.trial_engine import TrialPlan
-
-        return TrialPlan(prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, seed=seed)
-
-    def quality(self) -> "Quality":
-        """Raises CommandFailed for a text that cannot be read."""
-        from sekisho.control.perplexity import texts
-        from sekisho.control.perplexity.base import Unmeasured
-        from sekisho.control.perplexity.baselines import Baselines
-        from sekisho.control.perplexity.measure import Job
-        from sekisho.control.trial_quality import Quality
-        from sekisho.core.clock import SystemClock
-
-        try:
-            text = texts.built_in() if self.text is None else texts.own(self.text)
-        except Unmeasured as error:
-            raise CommandFailed(str(error), exit_code=USAGE) from error
-        return Quality(Job(text), Baselines(self.place.path / "tuning" / "baselines.json"), SystemClock())
-
-    def engine(
-        self,
-        base: "Policy",
-        plan: "TrialPlan",
-        quality: "Quality",
-        *,
-        spared: Collection[str] = (),
-        max_loss: float | None = None,
-    ) -> "TrialEngine":
-        from sekisho.control.trial_engine import TrialEngine
-        from sekisho.core.clock import SystemClock
-
-        return TrialEngine(self.own, base, plan, quality, SystemClock(), spared=spared, max_loss=max_loss)
-
-    def strange(self, quality: "Quality") -> tuple[str, ...]:
-        """A warning where the model does not know the text's kind at all; it is told as well."""
-        if quality.perplexity is None or quality.perplexity < _STRANGE:
-            return ()
-        words = self.out.text("tuning_strange", perplexity=f"{quality.perplexity:,.0f}")
-        self.out.warn(words)
-        return (words,)
-
     def check_room(self, policies: "Iterable[Policy]") -> None:
         """Raises CommandFailed where the largest worker that would be started has no room in memory."""
         from sekisho.control import trial_room
@@ -177,13 +104,14 @@ class Site:
         raise CommandFailed(text, hint=self.out.text("tuning_make_room"))
 
 
-def find(out: Output, place: "Home", model: str | None, agent: str | None = None, text: Path | None = None) -> Site:
+def find(out: Output, home: Path | None, model: str | None, agent: str | None = None, text: Path | None = None) -> Site:
     """The model named, or the default one. Raises CommandFailed: no such model, or none that can be tried. Warns where
     the server runs."""
     from sekisho.control.measured import MeasurementFailed
     from sekisho.control.trial_settings import KINDS, kind_of
     from sekisho.ops.home import running
 
+    place = at_home(home)
     place.create()
     settings = settings_of(place)
     name = model or settings.default_model
@@ -224,54 +152,3 @@ def _quoted(name: str) -> str:
 def language_of(out: Output) -> "Language":
     """As the reports name it."""
     return "ja" if out.language == "ja" else "en"
-
-
-@contextmanager
-def engines_of(place: "Home") -> "Iterator[None]":
-    """What is started inside runs the same build of llama.cpp as the server's workers."""
-    from sekisho.engines import native_build
-
-    former = {name: os.environ.get(name) for name in native_build.environment(place.native_engines)}
-    os.environ.update(native_build.environment(place.native_engines))
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def interruptible(out: Output) -> "Iterator[asyncio.Event]":
-    """Inside a running loop: Ctrl+C sets the event, and nothing else. What runs must look at it."""
-    import asyncio
-
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def interrupted(_: int, __: FrameType | None) -> None:
-        loop.call_soon_threadsafe(stop.set)
-        print(out.text("tuning_stopping"), file=sys.stderr, flush=True)
-
-    former = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, former)
-
-
-def told(measure: "Measure", name_of: "Callable[[Policy], str]", bars: Bars, what: str, total: int) -> "Measure":
-    """The same, and a bar says which measurement runs, of how many at most, and of what."""
-    done = 0
-
-    async def measured(policy: "Policy", effort: float) -> "Measured":
-        nonlocal done
-        bars.progress(what, done, total, name_of(policy))
-        try:
-            return await measure(policy, effort)
-        finally:
-            done += 1
-            bars.progress(what, done, total, name_of(policy))
-
-    return measured

@@ -9,20 +9,23 @@ In each round the baseline and all candidates are measured once, in random order
 baseline: a machine that grows slower hits all alike. Over a limit, or of unknown quality: dropped at once.
 """
 
-import asyncio
 from random import Random
 from typing import Final
 
 import msgspec
 
+from sekisho.control import tuner_reasons as reasons
 from sekisho.control.comparison import LEVEL, Block, Comparison, ComparisonPlan, OutOfBudget, compare
 from sekisho.control.measured import Measure, Measured, MeasurementFailed, log_ratio, middle
 from sekisho.control.policy import Policy
 from sekisho.control.subset_means import SubsetMeans, fewest
+from sekisho.control.tuner_limits import Budget, Limits
 from sekisho.control.tuner_noise import Noise, between_rounds, within
+from sekisho.control.tuner_purse import Purse, fault_of
+from sekisho.control.tuner_reasons import Dropped, Why
 from sekisho.control.tuner_report import Observation, Outcome, RungNoise, Tried, TuningReport
 from sekisho.control.tuner_space import Candidate, Place, Space
-from sekisho.control.tuner_target import Budget, Limits, Target
+from sekisho.control.tuner_target import Goal, Target
 from sekisho.core.clock import Clock
 
 _BASELINE: Final = Candidate("baseline", (), Policy())
@@ -38,53 +41,11 @@ async def tune(
     """Searches `space` for the best policy. A measurement that fails, or does not end within the budget's seconds,
     drops its candidate; where the baseline cannot be measured, nothing can be said. Errors other than MeasurementFailed
     go through."""
-    purse = _Purse(measure, budget, clock)
+    purse = Purse(measure, budget, clock)
     search = _Search(space, purse, target, limits, budget, chance)
     await search.run()
     winner, comparison = await search.confirm()
     return _report(search, purse, winner, comparison)
-
-
-class _Purse:
-    """Counts measurements and seconds, and refuses what would not end within them."""
-
-    def __init__(self, measure: Measure, budget: Budget, clock: Clock) -> None:
-        self._measure, self._budget, self._clock = measure, budget, clock
-        self._started_s = clock.monotonic()
-        self._longest_s: dict[float, float] = {}
-        self.spent = 0
-
-    @property
-    def seconds(self) -> float:
-        return self._clock.monotonic() - self._started_s
-
-    def affords(self, measurements: int, effort: float) -> bool:
-        within_time = self.seconds + measurements * self._expected_s(effort) <= self._budget.seconds
-        return within_time and self.spent + measurements <= self._budget.measurements
-
-    def _expected_s(self, effort: float) -> float:
-        """The longest so far at this effort; else by the rule of three from the nearest effort that was measured."""
-        if not self._longest_s:
-            return 0.0
-        nearest = min(self._longest_s, key=lambda known: abs(known - effort))
-        return self._longest_s[nearest] * max(1.0, effort / nearest)
-
-    async def measured(self, policy: Policy, effort: float) -> Measured:
-        """Raises MeasurementFailed and OutOfBudget."""
-        if not self.affords(1, effort):
-            raise OutOfBudget(f"the budget is spent: {self.spent} measurements, {self.seconds:.0f} s")
-        self.spent += 1
-        started_s = self._clock.monotonic()
-        left_s = self._budget.seconds - self.seconds
-        try:
-            async with asyncio.timeout(left_s) as limit:
-                return await self._measure(policy, effort)
-        except TimeoutError as error:
-            ours = f"did not end within the {left_s:.0f} s that were left"
-            raise MeasurementFailed(ours if limit.expired() else f"timed out: {error}") from error
-        finally:
-            took_s = self._clock.monotonic() - started_s
-            self._longest_s[effort] = max(took_s, self._longest_s.get(effort, 0.0))
 
 
 class _Entry:
@@ -97,7 +58,7 @@ class _Entry:
         self.scores: list[float] = []
         self.slowdowns: list[float | None] = []
         self.fresh: list[tuple[float, float | None]] = []
-        self.dropped: str | None = None
+        self.dropped: Dropped | None = None
         self.crossed = False  # a limit, or it cannot be measured
 
     @property
@@ -119,14 +80,14 @@ class _Search:
     """The rungs. `entries` in the order in which they came."""
 
     def __init__(
-        self, space: Space, purse: _Purse, target: Target, limits: Limits, budget: Budget, chance: Random
+        self, space: Space, purse: Purse, target: Target, limits: Limits, budget: Budget, chance: Random
     ) -> None:
         self.space, self.target, self.limits, self.budget = space, target, limits, budget
         self._purse, self._chance = purse, chance
         self.baseline = _Entry(_BASELINE)
         self.entries: dict[Place, _Entry] = {}
         self.noise: list[RungNoise] = []
-        self.baseline_fault: str | None = None
+        self.baseline_fault: str | reasons.TimeRanOut | None = None
         self.seed = chance.getrandbits(32)
         self._round = 0
         self.effort = budget.efforts[0]
@@ -192,7 +153,7 @@ class _Search:
         if places < 1 or (places == 1 and len(alive) > 1 and alive[0].score is not None):
             return False
         for entry in alive[places:]:
-            entry.dropped = "no budget to measure it on; ranked behind those that went on"
+            entry.dropped = reasons.NoBudgetLeft()
         return True
 
     async def _rung(self, rung: int) -> None:
@@ -235,15 +196,15 @@ class _Search:
             measured = await self._purse.measured(self._policy(entry), self.effort)
         except MeasurementFailed as error:
             if entry is self.baseline:
-                self.baseline_fault = str(error)
+                self.baseline_fault = fault_of(error)
             else:
-                entry.dropped, entry.crossed = f"measurement failed: {error}", True
+                entry.dropped, entry.crossed = reasons.NotMeasured(fault_of(error)), True
             return None
         entry.observations.append(Observation(rung, self._round, self.effort, measured))
         if entry is self.baseline:
             return measured
         if missing := self.target.missing(measured):
-            entry.dropped = f"{', '.join(missing)}: not measured"
+            entry.dropped = reasons.FiguresNotMeasured(missing)
         entry.dropped = self.limits.crossed(measured) or entry.dropped
         entry.crossed = entry.dropped is not None
         return measured if entry.dropped is None else None
@@ -273,17 +234,17 @@ class _Search:
         behind = (best.score or 0.0) - (entry.score or 0.0)
         margin = noise.margin(len(entry.scores), len(best.scores))
         if behind > margin + _EQUAL:
-            entry.dropped = f"worse than {best.candidate.name}: score {behind:.3f} behind, noise {margin:.3f}"
+            entry.dropped = reasons.Worse(best.candidate.name, behind, margin)
 
     async def confirm(self) -> tuple[_Entry | None, Comparison | None]:
         """The best candidate that holds the limits in fresh measurements too, and those measurements."""
         for entry in self.alive:
             if entry.score is None:
-                entry.dropped = "never measured in a whole round with the baseline"
+                entry.dropped = reasons.NeverBesideBaseline()
                 continue
             entry.dropped = self.limits.prefill_crossed(entry.slowdowns)
             if entry.dropped is None and entry.score <= _EQUAL:
-                entry.dropped = "not better than the baseline"
+                entry.dropped = reasons.NotBetter()
             if entry.dropped is None:
                 comparison = await self._compared(entry)
                 entry.dropped = self._crossed(comparison)
@@ -296,29 +257,32 @@ class _Search:
         plan = ComparisonPlan(self.budget.confirm_blocks, "ab", self.effort)
         return await compare(self.space.base, entry.candidate.policy, self._purse.measured, plan, self._chance)
 
-    def _crossed(self, comparison: Comparison) -> str | None:
+    def _crossed(self, comparison: Comparison) -> Dropped | None:
         whole = [block for block in comparison.blocks if block.fault is None]
         if not whole:
             faults = (*comparison.faults, comparison.stopped or "")
-            return f"could not be compared with the baseline: {next(filter(None, faults), 'no block')}"
+            return reasons.NotCompared(next(filter(None, faults), "no block"))
         measured = [each for block in comparison.blocks for each in block.second]
         crossed = [fault for each in measured if (fault := self.limits.crossed(each)) is not None]
         if crossed:
-            return f"when compared with the baseline again, {crossed[0]}"
+            return reasons.CrossedAgain(crossed[0])
         pairs = [pair for block in whole for pair in _pairs(block)]
         slower = [log_ratio("prefill_tokens_per_s", mine, theirs) for theirs, mine in pairs]
         fault = self.limits.prefill_crossed(slower)
-        return None if fault is None else f"when compared with the baseline again, {fault}"
+        return None if fault is None else reasons.CrossedAgain(fault)
 
     def _drop_the_rest(self, winner: _Entry) -> None:
         for entry in self.alive:
             if entry is not winner:
-                behind = (winner.score or 0.0) - (entry.score or 0.0) if entry.scores else None
-                known = "" if behind is None else f": score {behind:.3f} behind, which may be noise"
-                entry.dropped = f"ranked behind {winner.candidate.name}{known}"
+                behind = None if entry.score is None else (winner.score or 0.0) - entry.score
+                entry.dropped = (
+                    reasons.NeverBesideBaseline()
+                    if behind is None
+                    else reasons.Outranked(winner.candidate.name, behind)
+                )
 
 
-def _report(search: _Search, purse: _Purse, winner: _Entry | None, comparison: Comparison | None) -> TuningReport:
+def _report(search: _Search, purse: Purse, winner: _Entry | None, comparison: Comparison | None) -> TuningReport:
     reference = middle(each.measured for each in search.baseline.observations)
     outcome, why = _outcome(search, winner, comparison)
     baseline = search.baseline.tried(search.target, reference)
@@ -346,37 +310,35 @@ def _report(search: _Search, purse: _Purse, winner: _Entry | None, comparison: C
     )
 
 
-def _reached(target: Target, comparison: Comparison) -> str:
-    """The goals that the winner reaches and the baseline does not, in words."""
+def _reached(target: Target, comparison: Comparison) -> tuple[Goal, ...]:
+    """The goals that the winner reaches and the baseline does not."""
     first = middle(each for block in comparison.blocks for each in block.first)
     missed = _missed(target, comparison)
-    reached = [goal for goal in target.missed(first, first) if goal not in missed]
-    return f"; reaches {', '.join(reached)}" if reached else ""
+    return tuple(goal for goal in target.missed(first, first) if goal not in missed)
 
 
-def _missed(target: Target, comparison: Comparison) -> tuple[str, ...]:
+def _missed(target: Target, comparison: Comparison) -> tuple[Goal, ...]:
     first = middle(each for block in comparison.blocks for each in block.first)
     return target.missed(middle(each for block in comparison.blocks for each in block.second), first)
 
 
-def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | None) -> tuple[Outcome, str]:
+def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | None) -> tuple[Outcome, Why]:
     if not search.baseline.observations and search.baseline_fault is not None:
-        return "not measured", f"the baseline could not be measured: {search.baseline_fault}"
+        return "not measured", reasons.BaselineNotMeasured(search.baseline_fault)
     if all(entry.score is None and not entry.crossed for entry in search.entries.values()):
-        return "not measured", "the budget ended before a candidate was measured beside the baseline"
+        return "not measured", reasons.BudgetEnded()
     if winner is None or comparison is None:
-        return "nothing better", "no candidate was better than the baseline within the limits"
+        return "nothing better", reasons.NoneBetter()
     name, ratio = winner.candidate.name, comparison.ratio(search.target.improve)
     pairs = [pair for block in comparison.blocks if block.fault is None for pair in _pairs(block)]
     scores = [score for first, second in pairs if (score := search.target.score(second, first)) is not None]
     bounds = SubsetMeans(scores, search.seed).bounds(LEVEL)
     if ratio is None or bounds is None:
-        few = f"{len(scores)} pairs with the baseline are too few for an interval: {fewest(LEVEL)} are needed"
-        return "not distinguishable", f"{name} was best, but {few}"
-    text = f"{search.target.improve} x {ratio.value:.3f} in {ratio.n} pairs with the baseline"
+        return "not distinguishable", reasons.TooFewPairs(name, len(scores), fewest(LEVEL))
+    known = (name, search.target.improve, ratio.value, ratio.n)
     if bounds[0] <= 0:
-        return "not distinguishable", f"{name} was best, but its lead over the baseline may be noise: {text}"
-    return "better", f"{name}: {text}{_reached(search.target, comparison)}"
+        return "not distinguishable", reasons.LeadMayBeNoise(*known)
+    return "better", reasons.Better(*known, _reached(search.target, comparison))
 
 
 def _pairs(block: Block) -> list[tuple[Measured, Measured]]:

@@ -7,7 +7,10 @@ import msgspec
 from sekisho.control.comparison import Comparison, Ratio
 from sekisho.control.measured import Measured, middle
 from sekisho.control.policy import Policy
-from sekisho.control.tuner_target import Budget, Limits, Target
+from sekisho.control.tuner_limits import Budget, Limits
+from sekisho.control.tuner_reasons import Dropped, Why
+from sekisho.control.tuner_target import Goal, Target
+from sekisho.control.tuner_words import told
 
 Outcome = Literal["better", "not distinguishable", "nothing better", "not measured", "stopped"]
 
@@ -29,8 +32,8 @@ class Tried(msgspec.Struct, frozen=True):
     policy: Policy
     observations: tuple[Observation, ...]
     score: float | None
-    dropped: str | None
-    missed: tuple[str, ...]
+    dropped: Dropped | None
+    missed: tuple[Goal, ...]
 
     @property
     def figures(self) -> Measured:
@@ -53,11 +56,11 @@ class TuningReport(msgspec.Struct, frozen=True):
     `untried`: combinations that the budget did not reach."""
 
     outcome: Outcome
-    why: str
+    why: Why
     policy: Policy
     winner: str | None
     gain: Ratio | None
-    missed: tuple[str, ...]
+    missed: tuple[Goal, ...]
     baseline: Tried
     tried: tuple[Tried, ...]
     comparison: Comparison | None
@@ -77,22 +80,26 @@ def lines(report: TuningReport) -> list[str]:
     """The report for a terminal."""
     rows = [_HEAD, *(_row(each) for each in (report.baseline, *report.tried))]
     widths = [max(len(row[place]) for row in rows) for place in range(len(_HEAD))]
-    fates = ["", "the baseline", *(each.dropped or "the winner" for each in report.tried)]
+    fates = ["", "the baseline", *(_fate(each) for each in report.tried)]
     table = [
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)), fate]
         )
         for row, fate in zip(rows, fates, strict=True)
     ]
-    end = [f"{report.outcome}: {report.why}"]
+    end = [f"{report.outcome}: {told(report.why)}"]
     if report.comparison is not None:
         end += [f"  {_ratio(each)}" for each in report.comparison.ratios]
-    end += [f"not reached: {goal}" for goal in report.missed]
+    end += [f"not reached: {told(goal)}" for goal in report.missed]
     scatter = [f"{each.score_sd:.3f} at effort {each.effort:g}" for each in report.noise if each.score_sd is not None]
     if scatter:
         end.append(f"noise of scores: {', '.join(scatter)}")
     spent = f"{report.measurements} measurements in {report.seconds:.0f} s; {report.untried} combinations not tried"
     return [*(line.rstrip() for line in table), *end, spent]
+
+
+def _fate(tried: Tried) -> str:
+    return "the winner" if tried.dropped is None else told(tried.dropped)
 
 
 def _row(tried: Tried) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ beside llama.cpp's operators, and two places in `ops.cpp` that lead there.
 import hashlib
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ _FUNCTION: Final = re.compile(
 _CALL: Final = (
     "#ifdef SEKISHO_ATTENTION\n    if (sekisho::flash_attention(params, dst)) {\n        return;\n    }\n#endif\n"
 )
+_FOR_THIS_PROCESSOR: Final = ("-march=native", "-mcpu=native")  # a compiler may know one of them only
 _CHECK_S: Final = 300
 
 Check = Callable[[Sequence[str]], bool]
@@ -40,7 +41,9 @@ def files() -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    return hashlib.sha256("\n".join(text for _, text in sorted(files().items())).encode()).hexdigest()
+    """Of all that is put among llama.cpp's sources."""
+    parts = [_CALL, *(part for pair in sorted(files().items()) for part in pair)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def with_call(operators: str) -> str | None:
@@ -55,20 +58,23 @@ def with_call(operators: str) -> str | None:
     return f'{head}#include "{ENTRY}"\n{body}{_CALL}{operators[found[0].end() :]}'
 
 
-def add(llama: Path, cpp: str, check: Check | None = None) -> bool:
+def add(llama: Path, cpp: str, flags: Iterable[str] = (), check: Check | None = None) -> bool:
     """Whether the sources under `llama` compute attention our way from now on: False, and nothing of ours in them,
-    where they are not as known or `cpp`, the compiler, refuses ours. Raises OSError."""
+    where they are not as known or `cpp`, the compiler, refuses ours. `flags`: what it will be called with. Raises
+    OSError."""
     operators = llama / _OPERATORS
-    before = operators.read_text("utf-8")
-    changed = with_call(before)
+    try:
+        changed = with_call(operators.read_text("utf-8"))
+    except UnicodeDecodeError:
+        changed = None
     if changed is None:
         return False
     for name, text in files().items():
         _write(operators.with_name(name), text)
     _write(operators, changed)
     includes = [f"-I{llama / each}" for each in _INCLUDES]
-    command = (cpp, "-std=c++17", "-march=native", "-fsyntax-only", "-w", *includes, str(operators))
-    if (check or _ends_well)(command):
+    rest = ("-std=c++17", "-fsyntax-only", "-w", "-DSEKISHO_ATTENTION_REQUIRED", *flags, *includes, str(operators))
+    if any((check or _ends_well)((cpp, native, *rest)) for native in _FOR_THIS_PROCESSOR):
         return True
     _write(operators, without_call(changed))
     for name in files():
@@ -82,8 +88,11 @@ def without_call(operators: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """What is as it was stays untouched, so that it is not compiled again."""
-    if not path.exists() or path.read_text("utf-8") != text:
-        path.write_text(text, "utf-8")
+    if path.exists() and path.read_text("utf-8") == text:
+        return
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text, "utf-8")
+    draft.replace(path)
 
 
 def _ends_well(command: Sequence[str]) -> bool:

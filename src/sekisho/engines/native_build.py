@@ -196,6 +196,7 @@ def activate() -> Manifest | None:
     except Unusable as error:
         _tell(f"the native build of llama.cpp is not used: {error}")
         return None
+    before = os.environ.get(OFF_ENV)
     if not manifest.attention:
         os.environ[OFF_ENV] = "0"  # read once by the library
     site = str(root / build / SITE)
@@ -204,6 +205,8 @@ def activate() -> Manifest | None:
         importlib.import_module(PACKAGE)
     except (ImportError, SyntaxError) as error:
         sys.path.remove(site)
+        if before is None:
+            os.environ.pop(OFF_ENV, None)
         for name in [each for each in sys.modules if each.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
         _tell(f"the native build of llama.cpp is not used: it does not load: {error}")
@@ -220,7 +223,7 @@ def extra_buffers() -> bool:
 
 def attention() -> bool:
     """Whether attention is Sekisho's in this process, so that quantised caches are read as fast as 16 bits."""
-    return any(manifest.attention for _, manifest in _active)
+    return os.environ.get(OFF_ENV) != "0" and any(manifest.attention for _, manifest in _active)
 
 
 def software(version: str) -> str:

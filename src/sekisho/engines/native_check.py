@@ -20,6 +20,8 @@ from sekisho.engines.native_attention import OFF_ENV
 PROMPT: Final = "Hello, how are you today? I am"
 LONG_PROMPT: Final = " ".join(f"{number}. {PROMPT}." for number in range(1, 9)) + " I am"
 """More than a block of cached positions, and more rows than one turn of an attention kernel."""
+FAR_PROMPT: Final = " ".join(f"{number}. {PROMPT}." for number in range(1, 77)) + " I am"
+"""About 1,000 tokens, 2,000 of the built-in model: a context that threads cut into parts."""
 TOKENS: Final = 12
 SCHEMA: Final = {"enum": ["sekisho"]}
 SCHEMA_KIND: Final = "schema"
@@ -28,13 +30,15 @@ _FIRST, _SPAN = 40, 200  # tokens that every vocabulary has
 
 
 class Order(msgspec.Struct, frozen=True):
-    """`kinds`: of `answers`, KV types and `SCHEMA_KIND`. `prompt_tokens`, `answer_tokens`: of a measurement."""
+    """`kinds`: of `answers`, KV types and `SCHEMA_KIND`. `far`: after a prompt of a thousand
+    tokens. `prompt_tokens`, `answer_tokens`: of a measurement."""
 
     task: Literal["devices", "answers", "speed"]
     config: ModelConfig
     kinds: tuple[str, ...] = ()
     extra_buffers: bool = True
     attention: bool = True
+    far: bool = False
     prompt_tokens: int = 512
     answer_tokens: int = 32
 
@@ -73,7 +77,8 @@ def answers(order: Order) -> Iterator[Told]:
 
 
 def _greedy(order: Order, kind: str) -> tuple[Place, ...]:
-    asked = {"prompt": LONG_PROMPT, "max_tokens": TOKENS, "temperature": 0, "logprobs": _LIKELIEST, "ignore_eos": True}
+    prompt = FAR_PROMPT if order.far else LONG_PROMPT
+    asked = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "logprobs": _LIKELIEST, "ignore_eos": True}
     answer = _server(order, kind).handle_completions(asked)
     if "choices" not in answer:
         raise RuntimeError(f"no answer came: {str(answer)[:200]}")

@@ -80,7 +80,10 @@ def build(recipe: Recipe, progress: Progress) -> Compiled:
         target = str(recipe.folder / "tools")
         _run(recipe, (*_PIP, "install", "--target", target, "--upgrade", *recipe.tools), environment, progress)
     sources = _sources(recipe, environment, progress)
-    attention = native_attention.add(sources / _LLAMA, recipe.compiler.cpp)
+    try:
+        attention = native_attention.add(sources / _LLAMA, recipe.compiler.cpp, recipe.flags)
+    except OSError as error:
+        raise BuildFailed(f"Sekisho's attention cannot be put among the sources: {error}") from error
     out = recipe.folder / "wheel"
     shutil.rmtree(out, ignore_errors=True)
     order = ("wheel", "--verbose", "--no-deps", "--wheel-dir", str(out), str(sources))

@@ -20,7 +20,7 @@ from sekisho.engines.native_compile import CMAKE_ARGS, Progress, Recipe
 from sekisho.engines.native_machine import Processor
 from sekisho.engines.native_needs import Compiler, Survey
 from sekisho.engines.native_trap import Finding, Treatment
-from sekisho.engines.native_trial import Verdict
+from sekisho.engines.native_trial import Ended, Verdict
 
 WORK: Final = "work"
 REPEATS: Final = 5
@@ -152,9 +152,16 @@ def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _
     refuted: tuple[str, ...] = ()
     reference = native_trial.answers(None, kinds=wanted.kinds)
 
+    far = _far_reference(wanted)
+
     def verdict_on(*, extra_buffers: bool) -> Verdict:
         told = native_trial.answers(site, extra_buffers=extra_buffers, attention=attention, kinds=wanted.kinds)
-        return native_trial.compare(reference, told, wanted.kinds)
+        verdict = native_trial.compare(reference, told, wanted.kinds)
+        if verdict.problems or far is None:
+            return verdict
+        told = native_trial.far_answers(site, wanted.measured[0], extra_buffers=extra_buffers, attention=attention)
+        further = native_trial.compare(far, told, native_trial.FAR_KINDS)
+        return msgspec.structs.replace(further, nats_off=max(verdict.nats_off, further.nats_off))
 
     while True:
         verdict, crashes = verdict_on(extra_buffers=True), ()
@@ -173,6 +180,14 @@ def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _
         for each in native_trial.measure(config, order, site, wanted.repeats, progress)
     ]
     return _Tried(attention, not crashes, verdict.nats_off, crashes, refuted, tuple(figures))
+
+
+def _far_reference(wanted: Wanted) -> Ended | None:
+    """None where nothing is measured, or the model's context is too short."""
+    if not wanted.measured:
+        return None
+    told = native_trial.far_answers(None, wanted.measured[0])
+    return told if all(kind in told.told for kind in native_trial.FAR_KINDS) else None
 
 
 def _kept(wanted: Wanted, recipe: Recipe, manifest: Manifest) -> str:

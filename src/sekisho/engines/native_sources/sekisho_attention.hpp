@@ -3,7 +3,7 @@
 //
 // A block of 64 cached positions is unpacked once and used by all query heads that share it, and by up to 64 rows of a
 // prompt at once; scores, the running maximum and the weighted sum (online softmax: Milakov and Gimelshein, 2018) are
-// in 32 bits throughout. Needs GCC or Clang (vector extensions); elsewhere llama.cpp's own way stays.
+// in 32 bits throughout. Needs GCC (9 or later) or Clang for their vectors; elsewhere llama.cpp's own way stays.
 
 #pragma once
 
@@ -13,15 +13,15 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__GNUC__) && defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector) && __has_builtin(__builtin_convertvector)
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9)
 #define SEKISHO_ATTENTION 1
-#endif
+#elif defined(SEKISHO_ATTENTION_REQUIRED)
+#error "this compiler has no vectors"
 #endif
 
 #ifdef SEKISHO_ATTENTION
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__) || defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -41,6 +41,7 @@ constexpr int kBlock = 64;   // cached positions that are unpacked at a time
 constexpr int kRows = 64;    // rows (query positions times heads that share keys) of a task
 constexpr int kFewRows = 8;  // up to here scores are dot products; above, a matrix product with rows in the lanes
 constexpr float kNever = -1e30f;
+constexpr uint16_t kMinusInfinity = 0xfc00;  // a half float
 
 typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t VecInt __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
@@ -52,26 +53,31 @@ typedef uint8_t Packed __attribute__((vector_size(16), aligned(1), may_alias));
 static SEKISHO_INLINE Vec load(const float * from) { return *reinterpret_cast<const Vec *>(from); }
 static SEKISHO_INLINE void store(float * to, Vec value) { *reinterpret_cast<Vec *>(to) = value; }
 static SEKISHO_INLINE Vec all(float value) { return Vec{} + value; }
-static SEKISHO_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+// `most`, or what is larger; what is no number is neither larger nor smaller, and shows in the sums instead.
+static SEKISHO_INLINE Vec larger(Vec most, Vec other) { return other > most ? other : most; }
 
 // Each lane: the sum of two neighbours; the lower half from a, the upper from b.
+#if defined(__clang__)
+#define SEKISHO_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SEKISHO_PICK(a, b, ...) __builtin_shuffle(a, b, (VecInt){__VA_ARGS__})
+#endif
 static SEKISHO_INLINE Vec pairs(Vec a, Vec b) {
 #if defined(__AVX512F__)
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return SEKISHO_PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           SEKISHO_PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 #elif defined(__AVX__)
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+    return SEKISHO_PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + SEKISHO_PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 #else
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    return SEKISHO_PICK(a, b, 0, 2, 4, 6) + SEKISHO_PICK(a, b, 1, 3, 5, 7);
 #endif
 }
 
-// e^x to 2 units in the last place for x <= 0; 0 below -87.
+// e^x to 2 units in the last place for x <= 0; 0 below -87; what is no number stays none.
 static SEKISHO_INLINE Vec exponential(Vec x) {
     const Vec low = all(-87.0f);
     const VecInt gone = x < low;
-    x = larger(x, low);
+    x = gone ? low : x;
     const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     const Vec shifted = x * 1.44269504f + magic;
     const Vec whole = shifted - magic;
@@ -132,10 +138,10 @@ static SEKISHO_INLINE float half(const char * from) {
 // 16 numbers of 8 bits. Compilers make single steps of __builtin_convertvector from 8 bits, hence the intrinsics.
 static SEKISHO_INLINE void widen(Sixteen from, float scale, float * to) {
 #if defined(__AVX512F__)
-    const __m512i whole = _mm512_cvtepi8_epi32(reinterpret_cast<const __m128i &>(from));
+    const __m512i whole = _mm512_cvtepi8_epi32((__m128i)from);
     _mm512_storeu_ps(to, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(scale)));
 #elif defined(__AVX2__)
-    const __m128i bytes = reinterpret_cast<const __m128i &>(from);
+    const __m128i bytes = (__m128i)from;
     const __m256 first = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
     const __m256 second = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)));
     _mm256_storeu_ps(to, _mm256_mul_ps(first, _mm256_set1_ps(scale)));
@@ -282,9 +288,14 @@ static SEKISHO_INLINE Seen seen(const uint16_t * mask, int count) {
     uint16_t any = 0, never = 0;
     for (int p = 0; p < count; ++p) {
         any |= mask[p];
-        never |= static_cast<uint16_t>(mask[p] ^ 0xfc00);  // minus infinity
+        never |= static_cast<uint16_t>(mask[p] ^ kMinusInfinity);
     }
     return any == 0 ? Seen::all : never == 0 ? Seen::none : Seen::some;
+}
+
+// A score with what the mask says: where that is minus infinity, whatever lies in the cache does not matter.
+static SEKISHO_INLINE float masked(float score, uint16_t mask) {
+    return mask == kMinusInfinity ? kNever : std::max(score + half(reinterpret_cast<const char *>(&mask)), kNever);
 }
 
 // Rows that share a key/value head, and what they have come to.
@@ -332,7 +343,7 @@ static void few_rows(const Task & task, const float * queries, const float * key
         }
         if (saw[r] != Seen::all) {
             for (int p = 0; p < count; ++p) {
-                row[p] = std::max(row[p] + half(reinterpret_cast<const char *>(task.mask[r] + first + p)), kNever);
+                row[p] = masked(row[p], task.mask[r][first + p]);
             }
         }
         for (int p = count; p % kWidth != 0; ++p) {
@@ -374,7 +385,7 @@ static void many_rows(const Task & task, const float * queries, const float * ke
         }
         for (int p = 0; p < count; ++p) {
             float & score = weights[p * kRows + r];
-            score = std::max(score + half(reinterpret_cast<const char *>(task.mask[r] + first + p)), kNever);
+            score = masked(score, task.mask[r][first + p]);
         }
     }
     alignas(64) float factor[kRows];
@@ -397,6 +408,19 @@ static void many_rows(const Task & task, const float * queries, const float * ke
             total += weight;
         }
         store(sums.total + r, total);
+    }
+}
+
+// Values that no row may see count nothing, also where they are no numbers: nobody clears a cache.
+static void forget_unseen(const Task & task, const Seen * saw, int64_t first, int count, float * values) {
+    for (int p = 0; p < count; ++p) {
+        bool any = false;
+        for (int r = 0; r < task.rows && !any; ++r) {
+            any = saw[r] == Seen::all || task.mask[r][first + p] != kMinusInfinity;
+        }
+        if (!any) {
+            memset(values + p * task.values.size, 0, sizeof(float) * task.values.size);
+        }
     }
 }
 
@@ -435,6 +459,7 @@ static void attend(const Task & task, int64_t first, int64_t last, float * scrat
         }
         unpack(task.keys, at, count, keys);
         unpack(task.values, at, count, values);
+        forget_unseen(task, saw, at, count, values);
         if (few) {
             for (int p = count; p % kWidth != 0; ++p) {
                 memset(keys + p * key_size, 0, sizeof(float) * key_size);

@@ -7,13 +7,14 @@ from markupsafe import Markup
 
 from sekisho.control.comparison import Comparison
 from sekisho.control.tuner_report import Tried, TuningReport
+from sekisho.control.tuner_words import told
 from sekisho.evaluate.ablation_run import Ablation, FigureEffects
 from sekisho.evaluate.definitions import Language, Words
 from sekisho.evaluate.report import charts, tuning_tables
 from sekisho.evaluate.report.data import ForestChart, Ratio
 from sekisho.evaluate.report.page import POLICY, STYLES, asset, environment, flat
 from sekisho.evaluate.report.scatter import Dot, Frame, scatter
-from sekisho.evaluate.report.tuning_words import WORDS, retold, said
+from sekisho.evaluate.report.tuning_words import WORDS, said
 from sekisho.evaluate.tuning_record import TuningRecord
 
 _FRAME: Final = Frame(
@@ -69,7 +70,7 @@ def _contents(record: TuningRecord, language: Language) -> tuple[list[str], list
 
 
 def _tuning(report: TuningReport, language: Language) -> tuple[list[str], list[Part]]:
-    sentence = f"{said(report.outcome, language)}: {retold(report.why, language)}"
+    sentence = f"{said(report.outcome, language)}: {told(report.why, language)}"
     rows = [
         (each.name, *tuning_tables.figures(each.figures), tuning_tables.fate(each, report, language))
         for each in tuning_tables.candidates(report)

@@ -6,10 +6,11 @@ from typing import Final
 from sekisho.control.comparison import Comparison, Ratio
 from sekisho.control.measured import FigureName, Measured, middle
 from sekisho.control.tuner_report import Tried, TuningReport
+from sekisho.control.tuner_words import told
 from sekisho.evaluate.ablation_run import Ablation, FigureEffects
 from sekisho.evaluate.definitions import Language
 from sekisho.evaluate.factorial import Effect
-from sekisho.evaluate.report.tuning_words import retold, said
+from sekisho.evaluate.report.tuning_words import said
 
 DASH: Final = "—"
 SHOWN: Final = (
@@ -46,7 +47,7 @@ def fate(tried: Tried, report: TuningReport, language: Language) -> str:
     if tried is report.baseline:
         return said("baseline", language)
     if tried.dropped is not None:
-        return retold(tried.dropped, language)
+        return told(tried.dropped, language)
     return said("winner" if report.outcome == "better" else "best", language)
 
 
@@ -124,7 +125,7 @@ def joint(ablation: Ablation, language: Language) -> list[str]:
 
 def endings(report: TuningReport, language: Language) -> list[str]:
     """What stands under a tuning: goals that are missed, the noise, what it took."""
-    lines = [said("missed", language, goal=retold(goal, language)) for goal in report.missed]
+    lines = [said("missed", language, goal=told(goal, language)) for goal in report.missed]
     noise = [
         said("at_effort", language, sd=f"{each.score_sd:.3f}", effort=f"{each.effort:g}")
         for each in report.noise

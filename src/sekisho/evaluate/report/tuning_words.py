@@ -1,6 +1,5 @@
-"""Words of the reports on tuning, in both languages, and what the tuner says put into Japanese."""
+"""Words of the reports on tuning, in both languages. Those of the tuner's reasons: `control.tuner_words`."""
 
-import re
 from typing import Final
 
 from sekisho.evaluate.definitions import Language, Words, pick
@@ -72,67 +71,7 @@ WORDS: Final[dict[str, Words]] = {
     "slower": ("less", "減少"),
     "faster": ("more", "増加"),
 }
-_JAPANESE: Final[tuple[tuple[str, str], ...]] = (
-    (r"when compared with the baseline again, (.*)", r"基準との再比較で、{1}"),
-    (r"measurement failed: (.*)", r"計測に失敗: \1"),
-    (r"could not be compared with the baseline: (.*)", r"基準と比べられません: \1"),
-    (r"quality was not measured(?:; )?(.*)", r"品質を計測できません \1"),
-    (r"quality: perplexity rises by (\S+), more than (\S+)", r"品質: パープレキシティが \1 増え、上限 \2 を超えます"),
-    (r"memory was not measured", r"メモリを計測できません"),
-    (r"memory: (\d+) bytes, more than (\d+)", r"メモリ: \1 バイトで、上限 \2 を超えます"),
-    (r"prefill was not measured", r"読込速度を計測できません"),
-    (r"prefill: (\S+) times as long, more than (\S+)", r"読込: \1 倍の時間がかかり、上限 \2 を超えます"),
-    (r"(.+): not measured", r"\1: 計測できません"),
-    (
-        r"no budget to measure it on; ranked behind those that went on",
-        r"予算内では続けられず、残った候補より下位でした",
-    ),
-    (r"worse than (.+): score (\S+) behind, noise (\S+)", r"\1 に劣る: スコア差 \2（ばらつき \3）"),
-    (
-        r"never measured in a whole round with the baseline",
-        r"基準と同じ巡で計測し終えていません",
-    ),
-    (r"not better than the baseline", r"基準より良くありません"),
-    (r"ranked behind (.+): score (\S+) behind, which may be noise", r"\1 より下位: スコア差 \2（ばらつきの可能性）"),
-    (r"ranked behind (.+)", r"\1 より下位"),
-    (r"the baseline could not be measured: (.*)", r"基準を計測できませんでした: \1"),
-    (
-        r"the budget ended before a candidate was measured beside the baseline",
-        r"候補を基準と並べて計測する前に予算が尽きました",
-    ),
-    (r"stopped after (\d+) measurements", r"\1 回の計測後に中断しました"),
-    (r"no candidate was better than the baseline within the limits", r"制限内で基準より良い候補はありませんでした"),
-    (
-        r"(.+) was best, but (\d+) pairs with the baseline are too few for an interval: (\d+) are needed",
-        r"\1 が最良ですが、基準との組が \2 では区間を出せません（\3 必要）",
-    ),
-    (
-        r"(.+) was best, but its lead over the baseline may be noise: (\w+) x (\S+) in (\d+) pairs with the baseline",
-        r"\1 が最良ですが、基準との差はばらつきかもしれません: \2 は \4 組で \3 倍",
-    ),
-    (r"(.+): (\w+) x (\S+) in (\d+) pairs with the baseline", r"\1: 基準との \4 組で \2 が \3 倍"),
-    (
-        r"(.+): (\w+) x (\S+) in (\d+) pairs with the baseline; reaches (.+)",
-        r"\1: 基準との \4 組で \2 が \3 倍。目標を達成: {5}",
-    ),
-    (r"(\w+) at (?:least|most) (\S+) x the baseline", r"\1: 基準の \2 倍"),
-    (r"(\w+) at least (\S+)", r"\1: \2 以上"),
-    (r"(\w+) at most (\S+)", r"\1: \2 以下"),
-)
 
 
 def said(key: str, language: Language, **values: object) -> str:
     return pick(WORDS[key], language).format(**values)
-
-
-def retold(text: str, language: Language) -> str:
-    """A sentence of the tuner's; one without a translation as it is."""
-    if language == "en":
-        return text
-    for pattern, japanese in _JAPANESE:
-        if found := re.fullmatch(pattern, text, re.DOTALL):
-            told = found.expand(japanese).strip()
-            return re.sub(r"\{(\d)\}", lambda place: retold(found[int(place[1])], language), told)
-    parts = text.split(", ")
-    told_parts = [retold(part, language) for part in parts] if len(parts) > 1 else parts
-    return "、".join(told_parts) if all(map(str.__ne__, told_parts, parts)) else text
