@@ -12,9 +12,12 @@ import pytest
 from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
+sys.path.insert(1, str(Path(__file__).parents[1] / "engines"))
 
 from doctor_harness import Programs, cases, gguf, only, patient
+from native_harness import manifest, write_build
 
+from sekisho.engines import native_build
 from sekisho.engines.config import ModelConfig
 from sekisho.ops import doctor
 from sekisho.ops.doctor import Case, examination, files, programs
@@ -96,6 +99,23 @@ def test_llama_cpp_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
     needed = only(programs.check_engine_library(patient(home, ModelConfig(name="m", path="builtin"))))
     assert (needed.case, needed.severity, word in needed.why) == ("llama_cpp.does_not_load", "error", True)
     assert only(programs.check_engine_library(patient(home))).severity == "warning"
+
+
+def test_a_native_build_that_is_not_used(tmp_path: Path) -> None:
+    """It says why, in both languages; one that fits is told as good, and none at all is nothing to tell."""
+    home = Home(tmp_path).create()
+    assert programs.check_native_build(patient(home)) == []
+    write_build(home.native_engines, of=manifest(version="2020.1.1"))
+    found = only(programs.check_native_build(patient(home)))
+    wheel = native_build.installed()
+    assert wheel is not None
+    assert (found.case, found.severity) == ("native_engine.unused", "warning")
+    assert found.why == f"it is 2020.1.1, installed is {wheel.version}; the wheel runs instead, which is slower"
+    assert f"インストール済みは {wheel.version}" in found.why_ja
+    write_build(home.native_engines, "build-2")
+    assert only(programs.check_native_build(patient(home))).case == "native_engine.good"
+    (home.native_engines / native_build.CHOICE).write_text("{")
+    assert "use.json" in only(programs.check_native_build(patient(home))).why
 
 
 async def test_whole_examination(tmp_path: Path, unused_tcp_port: int) -> None:

@@ -376,9 +376,7 @@ def _figures(out: Output, figures: "tuple[Figure, ...]") -> None:
 
 
 def _words(out: Output, misfit: "Misfit | None") -> str | None:
-    return (
-        None if misfit is None else out.text(f"engine_misfit_{misfit.reason}", built=misfit.built, found=misfit.found)
-    )
+    return None if misfit is None else misfit.words()[out.language == "ja"]
 
 
 def _steps(out: Output, bars: Bars) -> "Progress":

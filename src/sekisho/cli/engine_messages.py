@@ -143,21 +143,6 @@ TABLE: dict[str, tuple[str, str]] = {
         "ビルド {build} が選ばれていますが、使いません: {why}",
     ),
     "engine_status_processor": ("Processor: {processor} ({features})", "プロセッサー: {processor}（{features}）"),
-    "engine_misfit_version": ("it is {built}, installed is {found}", "ビルドは {built}、インストール済みは {found}"),
-    "engine_misfit_wheel": (
-        "another wheel of xllamacpp {found} has been installed since",
-        "その後 xllamacpp {found} の別の wheel が入りました",
-    ),
-    "engine_misfit_system": ("it was built on {built}, this is {found}", "{built} 用のビルドです（ここは {found}）"),
-    "engine_misfit_processor": (
-        "this processor ({found}) lacks {built}",
-        "このプロセッサー（{found}）には {built} がありません",
-    ),
-    "engine_misfit_package": (
-        "its package says {found}, not {built}",
-        "パッケージの版が {built} ではなく {found} です",
-    ),
-    "engine_misfit_gone": ("{built} cannot be read: {found}", "{built} を読めません: {found}"),
     "engine_step_fetch": ("fetch", "取得"),
     "engine_step_build": ("build", "ビルド"),
     "engine_step_compile": ("compile", "コンパイル"),

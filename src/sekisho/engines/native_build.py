@@ -9,8 +9,10 @@ import hashlib
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -83,6 +85,25 @@ class Installed(msgspec.Struct, frozen=True):
     wheel: str
 
 
+MISFIT_WORDS: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
+    {
+        "version": ("it is {built}, installed is {found}", "ビルドは {built}、インストール済みは {found}"),
+        "wheel": (
+            "another wheel of xllamacpp {found} has been installed since",
+            "その後 xllamacpp {found} の別の wheel が入りました",
+        ),
+        "system": ("it was built on {built}, this is {found}", "{built} 用のビルドです（ここは {found}）"),
+        "processor": (
+            "this processor ({found}) lacks {built}",
+            "このプロセッサー（{found}）には {built} がありません",
+        ),
+        "package": ("its package says {found}, not {built}", "パッケージの版が {built} ではなく {found} です"),
+        "gone": ("{built} cannot be read: {found}", "{built} を読めません: {found}"),
+    }
+)
+"""English and Japanese."""
+
+
 class Misfit(NamedTuple):
     """Why a build is not used."""
 
@@ -91,15 +112,12 @@ class Misfit(NamedTuple):
     found: str
 
     def __str__(self) -> str:
-        words: dict[Reason, str] = {
-            "version": "it is {0}, installed is {1}",
-            "wheel": "another wheel of xllamacpp {0} has been installed since",
-            "system": "it was built on {0}, this is {1}",
-            "processor": "this processor ({1}) lacks {0}",
-            "package": "its package says {1}, not {0}",
-            "gone": "{0} cannot be read: {1}",
-        }
-        return words[self.reason].format(self.built, self.found)
+        return self.words()[0]
+
+    def words(self) -> tuple[str, str]:
+        """English and Japanese."""
+        english, japanese = (each.format(built=self.built, found=self.found) for each in MISFIT_WORDS[self.reason])
+        return english, japanese
 
 
 class Unusable(Exception):

@@ -66,6 +66,7 @@ CHECKS: dict[str, Check] = {
     "proxies": network.check_proxies,
     "clock": clock.check_clock,
     "engine": programs.check_engine_library,
+    "native build": programs.check_native_build,
     "machine": machine.check_machine,
     "graphics cards": machine.check_cards,
     "model files": model_files.check_models,

@@ -1,9 +1,10 @@
-"""Python, llama.cpp's library, and packages that must fit each other."""
+"""Python, llama.cpp's library and the build of it for this machine, and packages that must fit each other."""
 
 import signal
 import subprocess
 import sys
 
+from sekisho.engines import native_build, native_machine
 from sekisho.ops.doctor import versions
 from sekisho.ops.doctor.finding import Case, Finding, Patient, Words
 
@@ -27,6 +28,27 @@ LIBRARY_BAD = Case(
     ("{fix}", "{fix}"),
 )
 LIBRARY_UNUSED = Case("llama_cpp.does_not_load", "warning", LIBRARY_BAD.what, LIBRARY_BAD.why, LIBRARY_BAD.fix)
+BUILD_GOOD = Case(
+    "native_engine.good",
+    "ok",
+    (
+        "llama.cpp runs as built for this machine ({build})",
+        "このマシン向けにビルドした llama.cpp を使います（{build}）",
+    ),
+)
+BUILD_UNUSED = Case(
+    "native_engine.unused",
+    "warning",
+    (
+        "the build of llama.cpp for this machine ({build}) is not used",
+        "このマシン向けの llama.cpp のビルド（{build}）は使われていません",
+    ),
+    ("{why}; the wheel runs instead, which is slower", "{why}。代わりに wheel が動き、遅くなります"),
+    (
+        "sekisho engine build-native, or: sekisho engine use wheel",
+        "sekisho engine build-native、または sekisho engine use wheel",
+    ),
+)
 
 _REINSTALL: Words = ("pip install --force-reinstall xllamacpp", "pip install --force-reinstall xllamacpp")
 _BUILD: Words = (
@@ -62,6 +84,19 @@ def check_engine_library(patient: Patient) -> list[Finding]:
         return [_bad(patient, why, _BUILD)]
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return [_bad(patient, (last, last), _REINSTALL)]
+
+
+def check_native_build(patient: Patient) -> list[Finding]:
+    """Nothing where none is chosen."""
+    root, build = patient.home.native_engines, None
+    try:
+        build = native_build.chosen(root)
+        if build is None:
+            return []
+        native_build.usable(root, build, native_build.installed(), native_machine.here())
+    except native_build.Unusable as error:
+        return [BUILD_UNUSED.found(build=build or root.name, why=error.misfit.words())]
+    return [BUILD_GOOD.found(build=build)]
 
 
 def _bad(patient: Patient, why: Words, fix: Words) -> Finding:
