@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import re
 import stat
 import subprocess
 import sys
@@ -13,33 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-from sekisho.cli import hints
-from sekisho.cli.app import app
-from sekisho.cli.messages import TABLE
-from sekisho.cli.running import run
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("DATABASE_URL", "SEKISHO_HOST", "SEKISHO_PORT", "LC_ALL", "LC_MESSAGES", "SEKISHO_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LANG", "en_US.UTF-8")
-    monkeypatch.setenv("SEKISHO_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def sekisho(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def answer(call: Run, *arguments: str, code: int = 0) -> Any:
@@ -47,65 +22,6 @@ def answer(call: Run, *arguments: str, code: int = 0) -> Any:
     found, out, _ = call(*arguments, "--json")
     assert found == code, out
     return json.loads(out)
-
-
-def every_command() -> list[list[str]]:
-    found: list[list[str]] = []
-    for info in app.registered_commands:
-        found.append([str(info.name)])
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        found += [[str(group.name), str(info.name)] for info in group.typer_instance.registered_commands]
-    return found
-
-
-@pytest.mark.parametrize("command", every_command(), ids=" ".join)
-def test_every_command_has_help_with_an_example_and_json(command: list[str]) -> None:
-    """--help tells an example, a word in Japanese, and that there is --json; it ends with 0."""
-    with hints.one_command():  # the program's own frame, which CliRunner passes by
-        result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    assert f"sekisho {' '.join(command)}" in result.output
-    assert "Example:" in result.output
-    assert "--json" in result.output
-    assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
-
-
-@pytest.mark.parametrize("group", [[], *([str(group.name)] for group in app.registered_groups)], ids=" ".join)
-def test_every_group_has_help_with_an_example(group: list[str]) -> None:
-    """The page above the commands tells one to begin with, and a word in Japanese."""
-    result = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "200"})
-    assert re.search(rf"Example: +{' '.join(['sekisho', *group])} [\w-]", result.output), result.output
-    assert any("\u3040" <= letter <= "\u30ff" or "\u4e00" <= letter <= "\u9fff" for letter in result.output)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["status"], "sekisho up{}"),
-        (["key", "list"], "sekisho key create{} --name taro"),
-        (["doctor"], "sekisho up{}"),
-        (["model", "add", "x", "--path", "builtin"], "sekisho down{}, then sekisho up{}"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_hint_looks_into_the_home_that_was_given(
-    sekisho: Run, tmp_path: Path, arguments: list[str], told: str
-) -> None:
-    """With `--home` the commands of hints name it; without, they are as short as can be."""
-    other = tmp_path / "an other"
-    assert told.replace("{}", f" --home '{other}'") in "".join(map(str, sekisho(*arguments, "--home", str(other))[1:]))
-    assert told.replace("{}", "") in "".join(map(str, sekisho(*arguments)[1:]))
-
-
-def test_help_needs_nothing_heavy() -> None:
-    """The list of commands comes without loading the event loop, the database layer, YAML or the HTTP client."""
-    code = (
-        "import sys; from sekisho.cli.running import run; run(['--help']); "
-        "print([m for m in ('asyncio', 'aiohttp', 'sqlalchemy', 'yaml', 'msgspec', 'psutil') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_keys_are_made_listed_rotated_and_revoked(sekisho: Run) -> None:
@@ -328,23 +244,6 @@ def test_doctor_finds_a_broken_database(sekisho: Run, home: Path, unused_tcp_por
     (home / "sekisho.db").write_bytes(b"not a database" * 100)
     sick = answer(sekisho, "doctor", code=1)
     assert [finding["id"] for finding in sick["findings"] if finding["severity"] == "error"] == ["database"]
-
-
-def test_japanese(sekisho: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a Japanese locale the words are Japanese; SEKISHO_LANG has the last word."""
-    monkeypatch.setenv("LANG", "ja_JP.UTF-8")
-    assert "動いていません" in sekisho("status")[2]
-    monkeypatch.setenv("SEKISHO_LANG", "en")
-    assert "not running" in sekisho("status")[2]
-
-
-def test_both_languages_take_the_same_values() -> None:
-    """No message loses a value in translation."""
-    from string import Formatter
-
-    for key, (english, japanese) in TABLE.items():
-        names = [{name for _, name, _, _ in Formatter().parse(text) if name} for text in (english, japanese)]
-        assert names[0] == names[1], key
 
 
 def test_up_overrides_are_for_one_run(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from sekisho.control.history import History
 from sekisho.control.policy import Policy
 from sekisho.control.policy_book import PolicyBook
 from sekisho.control.policy_changes import difference
+from sekisho.control.policy_service import Cause
 from sekisho.control.totals import Totals
 from sekisho.control.window import Window
 from sekisho.core.clock import ManualClock
 
 TOKEN = "a token of this test"
+PERSON = Cause("api", "request", "api", "a person")
 
 
 class ValueEngine:

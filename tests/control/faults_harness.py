@@ -4,6 +4,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from sekisho.control.base import DeviceState, EngineState, KvState, Sample, Signals
 from sekisho.control.fallback import Action, Fallbacks
 from sekisho.control.fallback_rules import QualityReading
@@ -13,6 +15,7 @@ from sekisho.control.policy_changes import merged
 GPU = DeviceState("gpu-1", "gpu", "Card", utilisation=0.5, used_bytes=50, total_bytes=100, temperature_c=60.0)
 NPU = DeviceState("npu", "npu", "NPU", utilisation=0.5, temperature_c=60.0)
 MEMORY = DeviceState("memory", "memory", "memory", used_bytes=50, total_bytes=100)
+FULL = msgspec.structs.replace(MEMORY, used_bytes=97)
 CPU = DeviceState("cpu", "cpu", "2 threads", utilisation=0.2)
 ENGINE = EngineState("m", "llama_cpp", "ready", slots=8, kv=KvState(10, 100))
 

@@ -14,8 +14,9 @@ from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 import msgspec
-from agent_harness import ValueEngine, no_devices
+from agent_harness import PERSON, ValueEngine, no_devices
 from fault_table import Table
+from quality_harness import compared
 from virtual_time import VirtualLoop, in_virtual_time
 
 from sekisho.control.agent import Agent, Parts
@@ -29,11 +30,9 @@ from sekisho.control.feed_answer import FeedAnswer
 from sekisho.control.history import History
 from sekisho.control.notification import Alert, AlertFailed, OutboundNotifier, Sender
 from sekisho.control.perplexity import texts
-from sekisho.control.perplexity.base import Delta, Measurement
 from sekisho.control.perplexity.measure import Compared, Target
 from sekisho.control.policy import Policy
 from sekisho.control.policy_book import PolicyBook, Version
-from sekisho.control.policy_service import Cause
 from sekisho.control.quality_schedule import ScheduleSettings
 from sekisho.control.quality_watch import QualitySettings, QualityWatch
 from sekisho.control.reactions import Reactions, read_overlay
@@ -42,7 +41,6 @@ from sekisho.control.window import Window
 from sekisho.core.clock import ManualClock
 from sekisho.engines.config import ModelConfig
 
-PERSON = Cause("api", "request", "api", "a person")
 READY = EngineState("m", "value", "ready", slots=4)
 
 
@@ -260,10 +258,7 @@ class Site:
 
     async def _compare(self, target: Target, job: Any, clock: Any, baselines: Any) -> Compared:
         self.measured.append((self.clock.monotonic(), job.kind))
-        loss = self.loss[target.config.kv_type_k]
-        baseline = Measurement("m", "text", 1000, 2.3, 10.0, "route", 1.0, clock.now(), {})
-        now = msgspec.structs.replace(baseline, perplexity=10.0 + loss)
-        return Compared(now, baseline, Delta(loss, loss / 10, loss - 0.05, loss + 0.05, 1000))
+        return compared("m", self.loss[target.config.kv_type_k], clock.now())
 
     async def settled(self) -> float:
         """The moment of the injection: a minute after the start, right after a look."""

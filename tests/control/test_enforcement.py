@@ -6,13 +6,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from agent_harness import ValueEngine, make_agent
+from agent_harness import PERSON, ValueEngine, make_agent
 
 from sekisho.control.base import ActuatorFailed, Applied, EngineState
 from sekisho.control.policy import Policy
-from sekisho.control.policy_service import Cause, refusal
-
-PERSON = Cause("api", "request", "api", "a person")
+from sekisho.control.policy_service import refusal
 
 
 class Refusing(ValueEngine):

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import msgspec
-from faults_harness import CPU, ENGINE, GPU, MEMORY, NPU, Site, guessing, sample, signals
+from faults_harness import CPU, ENGINE, FULL, GPU, MEMORY, NPU, Site, guessing, sample, signals
 from faults_harness import FallbackRun as Run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,6 @@ from sekisho.kv.policy import LevelThresholds
 set_to = msgspec.structs.replace
 HOT_NPU, NO_NPU = set_to(NPU, temperature_c=90.0), DeviceState("npu", "npu", "NPU", present=False)
 NO_GPU = DeviceState("gpu-1", "gpu", "Card", present=False)
-FULL = set_to(MEMORY, used_bytes=97)
 DOWN = EngineState("m", "llama_cpp", "down", "exit code 1")
 
 

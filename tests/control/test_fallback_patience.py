@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import msgspec
-from faults_harness import ENGINE, GPU, MEMORY, NPU, Site, guessing, sample, signals
+from faults_harness import ENGINE, FULL, GPU, MEMORY, NPU, Site, guessing, sample, signals
 from faults_harness import FallbackRun as Run
 
 from sekisho.control.base import DeviceState
@@ -12,7 +12,6 @@ from sekisho.control.policy import EngineSection, Policy
 
 set_to = msgspec.structs.replace
 HOT_NPU, NO_NPU = set_to(NPU, temperature_c=90.0), DeviceState("npu", "npu", "NPU", present=False)
-FULL = set_to(MEMORY, used_bytes=97)
 
 
 def test_time_outs_that_were_answered_are_not_counted_again() -> None:

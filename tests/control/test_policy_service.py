@@ -4,15 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from agent_harness import ValueEngine, make_agent, serving
+from agent_harness import PERSON, ValueEngine, make_agent, serving
 
 from sekisho.control.base import ActuatorFailed, Applied
 from sekisho.control.policy import Policy
 from sekisho.control.policy_book import PolicyBook
-from sekisho.control.policy_service import Cause
 from sekisho.core.clock import ManualClock
-
-PERSON = Cause("api", "request", "api", "a person")
 
 
 async def test_nobody_waits_for_the_swap_of_another_engine(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import jsonschema
 import msgspec
 import pytest
 from agent_harness import make_agent, serving
-from faults_harness import ENGINE, FallbackRun, Site, signals
-from faults_harness import MEMORY as FREE
+from faults_harness import ENGINE, FULL, FallbackRun, Site, signals
 
 from sekisho.control.assembly import EngineAddress, Place, _Assembled
 from sekisho.control.balancer import Balancer
@@ -21,7 +20,6 @@ from sekisho.engines.config import ModelConfig
 from sekisho.ops.home import Home
 
 RUNS, NOT = Probe(True), Probe(False, "no")
-FULL = msgspec.structs.replace(FREE, used_bytes=97)
 
 
 class Told(Prober):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from agent_harness import ValueEngine, make_agent
-from faults_harness import CPU, ENGINE, GPU, MEMORY, NPU, signals
+from agent_harness import PERSON, ValueEngine, make_agent
+from faults_harness import CPU, ENGINE, FULL, GPU, MEMORY, NPU, signals
 
 from sekisho.control.agent import Agent
 from sekisho.control.balancer import Balance, Balancer, Band
@@ -16,11 +16,8 @@ from sekisho.control.fallback import Fallbacks
 from sekisho.control.notification import Alert
 from sekisho.control.overlay import Overlay
 from sekisho.control.policy import Policy
-from sekisho.control.policy_service import Cause
 from sekisho.control.reactions import Reactions, read_overlay
 
-PERSON = Cause("api", "request", "api", "a person")
-FULL = msgspec.structs.replace(MEMORY, used_bytes=97)
 NO_NPU = msgspec.structs.replace(NPU, present=False)
 
 

@@ -7,12 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 from agent_harness import no_devices
-from faults_harness import MEMORY
+from faults_harness import FULL, MEMORY
 from ten_faults_harness import Engine, Gateway, Post, Scene, simulated
 
 from sekisho.control.base import DeviceState
-
-FULL = msgspec.structs.replace(MEMORY, used_bytes=97)
 
 
 @simulated

@@ -79,6 +79,11 @@ class Cached:
         self.bytes = np.full((len(exact), self.stride), 0x7F, np.uint8)
         self.bytes[:, : rows.shape[1]] = rows
 
+    def set(self, position: int, number: float) -> None:
+        """One number of a position; of 32 bits only."""
+        self.exact[position, 3] = number
+        self.bytes[position, 12:16] = np.float32(number).reshape(1).view(np.uint8)
+
 
 def reference(keys: Any, values: Any, queries: Any, mask: Any, scale: float, sinks: Any = None) -> Any:
     """Attention of rows to positions in 64 bits, over any dimensions before these. A sink is a score of a row
@@ -98,6 +103,11 @@ def causal(rows: int, positions: int) -> Any:
     """The last row sees everything, each one before it one position less."""
     later = np.arange(positions)[None, :] > positions - rows + np.arange(rows)[:, None]
     return np.where(later, -np.inf, 0).astype(np.float16)
+
+
+def assert_near(actual: Any, expected: Any, tolerance: float = 3e-6) -> None:
+    """At every element; quicker than pytest.approx. What is no number has to be none in both."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def pointer(array: Any) -> ctypes.c_void_p:

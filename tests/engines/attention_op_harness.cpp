@@ -18,10 +18,11 @@ struct ggml_threadpool {
     std::condition_variable changed;
     int threads;
     int waiting = 0, gone = 0, rounds = 0, arrivals = 0;
-    std::atomic<int> chunk;
+    std::atomic<int> chunk, conversions{0};
 };
 
-static thread_local ggml_threadpool * late_in = nullptr;
+static thread_local ggml_threadpool * pool_here = nullptr;
+static thread_local bool late_here = false;
 
 // With the lock held. Who is gone is not waited for: a thread that left out a barrier is told by too few arrivals.
 static void release_if_all(ggml_threadpool * pool) {
@@ -55,9 +56,10 @@ static void wait_for_others(ggml_threadpool * pool) {
 }
 
 static void converting() {
-    if (late_in != nullptr) {
-        wait_for_others(late_in);
-        late_in = nullptr;
+    ++pool_here->conversions;
+    if (late_here) {
+        late_here = false;
+        wait_for_others(pool_here);
     }
 }
 
@@ -78,10 +80,11 @@ struct Call {
 };
 
 struct Outcome {
-    int32_t taken;     // threads that said it is ours
-    int32_t arrivals;  // at barriers, of all threads
-    int32_t chunk;     // the counter at the end
-    int64_t parts;     // of a context
+    int32_t taken;        // threads that said it is ours
+    int32_t arrivals;     // at barriers, of all threads
+    int32_t chunk;        // the counter at the end
+    int32_t conversions;  // rows of keys and values that ggml unpacked
+    int64_t parts;        // of a context
 };
 
 static ggml_tensor tensor_of(const Tensor & given) {
@@ -115,7 +118,8 @@ extern "C" void flash_attention(const Call * call, Outcome * outcome) {
         if (number == 0 && call->late == at_start) {
             wait_for_others(&pool);
         }
-        late_in = number == 0 && call->late == in_conversion ? &pool : nullptr;
+        pool_here = &pool;
+        late_here = number == 0 && call->late == in_conversion;
         taken += sekisho::flash_attention(&params, &out);
         const std::lock_guard<std::mutex> lock(pool.mutex);
         ++pool.gone;
@@ -129,7 +133,8 @@ extern "C" void flash_attention(const Call * call, Outcome * outcome) {
         each.join();
     }
     const ggml_compute_params params = params_of(0);
-    *outcome = {taken, pool.arrivals, pool.chunk, taken == 0 ? 0 : sekisho::plan_of(&params, &out).parts};
+    const int64_t parts = taken == 0 ? 0 : sekisho::plan_of(&params, &out).parts;
+    *outcome = {taken, pool.arrivals, pool.chunk, pool.conversions, parts};
 }
 
 #ifdef SEKISHO_ALONE

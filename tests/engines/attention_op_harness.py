@@ -34,7 +34,7 @@ class _Call(ctypes.Structure):
 
 class _Outcome(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("taken", "arrivals", "chunk")),
+        *((name, ctypes.c_int32) for name in ("taken", "arrivals", "chunk", "conversions")),
         ("parts", ctypes.c_int64),
     )
 
@@ -145,6 +145,7 @@ class Done:
     taken: int
     arrivals: int
     chunk: int
+    conversions: int
     parts: int
 
 
@@ -179,4 +180,5 @@ def done(
         assert (memory[:_MARGIN_BYTES] == 0xFF).all()
         assert (memory[-_MARGIN_BYTES:] == 0xFF).all()
     untouched = bool((result == 0xFF).all() and (work == 0xFF).all())
-    return Done(out, untouched, outcome.taken, outcome.arrivals, outcome.chunk, outcome.parts)
+    counts = outcome.taken, outcome.arrivals, outcome.chunk, outcome.conversions, outcome.parts
+    return Done(out, untouched, *counts)

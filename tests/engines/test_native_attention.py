@@ -1,90 +1,49 @@
 """Sekisho's attention for llama.cpp: the kernel against float64, and how it gets into llama.cpp's sources."""
 
 import ctypes
-import shutil
-import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
-from sekisho.engines import native_attention, native_machine
+sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 
+from attention_harness import PROCESSORS, Cached, assert_near, causal, compiled, pointer, reference, runs_clean
+
+from sekisho.engines import native_attention
+
+HARNESS = "attention_harness.cpp"
 KINDS = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3, "other": 4}
-TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
-TYPES |= {"q4_0": gguf.GGMLQuantizationType.Q4_0}
-PROCESSORS = {
-    "native": frozenset(),
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "x86-64-v3": {"avx2", "fma", "f16c"},
-    "x86-64": {"fma"},  # of no use to it: a mark of an Intel or AMD processor
-}
+EVERY_PROCESSOR = ["native", *(pytest.param(each, marks=pytest.mark.slow) for each in PROCESSORS if each != "native")]
 Attend = Callable[..., tuple[Any, Any, Any]]
 
 
-def compiled(folder: Path, processor: str) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    if not PROCESSORS[processor] <= native_machine.here().features:
-        pytest.skip(f"this processor is no {processor}")
-    sources = folder / "sources"
-    sources.mkdir()
-    for name, text in native_attention.files().items():
-        (sources / name).write_text(text)
-    library = folder / "attention.so"
-    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-maybe-uninitialized")  # the last: gcc's own headers
-    flags = ("-std=c++17", "-O2", *warnings, "-shared", "-fPIC", f"-march={processor}")
-    harness = Path(__file__).parent / "attention_harness.cpp"
-    subprocess.run((compiler, *flags, f"-I{sources}", str(harness), "-o", str(library)), check=True)
-    return ctypes.CDLL(str(library))
-
-
-@pytest.fixture(
-    scope="module",
-    params=["native", *(pytest.param(each, marks=pytest.mark.slow) for each in PROCESSORS if each != "native")],
-)
+@pytest.fixture(scope="module", params=EVERY_PROCESSOR)
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attend:
-    """Attention of one task: weighted sums of values, largest scores, and what to divide by."""
-    library = compiled(tmp_path_factory.mktemp("attention"), request.param)
+    """Attention of one task: weighted sums of values, largest scores, and what to divide by. `sharing` rows after one
+    another have a row of the mask in common."""
+    library = ctypes.CDLL(str(compiled(tmp_path_factory.mktemp("attention"), HARNESS, request.param, "-O2")))
 
     def attend(
-        keys: "Cached", values: "Cached", queries: Any, mask: Any, first: int = 0, last: int | None = None
+        keys: Cached, values: Cached, queries: Any, mask: Any, first: int = 0, last: int | None = None, sharing: int = 1
     ) -> tuple[Any, Any, Any]:
         rows, size = queries.shape
         out = np.full((rows, values.size), np.nan, np.float32)
         largest, total = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
-        pointer, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-        scale = ctypes.c_float(size**-0.5)
+        number, long = ctypes.c_int, ctypes.c_int64
         library.attend(
-            *(pointer(keys.bytes.ctypes.data), long(keys.stride), number(keys.size), number(KINDS[keys.kind])),
-            *(pointer(values.bytes.ctypes.data), long(values.stride), number(values.size), number(KINDS[values.kind])),
-            *(number(rows), scale, pointer(queries.ctypes.data)),
-            *(pointer(mask.ctypes.data if mask is not None else None), long(len(keys.exact))),
-            *(long(first), long(len(keys.exact) if last is None else last)),
-            *(pointer(each.ctypes.data) for each in (out, largest, total)),
+            *(pointer(keys.bytes), long(keys.stride), number(keys.size), number(KINDS[keys.kind])),
+            *(pointer(values.bytes), long(values.stride), number(values.size), number(KINDS[values.kind])),
+            *(number(rows), ctypes.c_float(size**-0.5), pointer(queries), pointer(mask), number(sharing)),
+            *(long(len(keys.exact)), long(first), long(len(keys.exact) if last is None else last)),
+            *(pointer(each) for each in (out, largest, total)),
         )
         return out, largest, total
 
     return attend
-
-
-class Cached:
-    """Rows of one head as they lie in a cache, with another head's bytes between them, and what they stand for."""
-
-    def __init__(self, kind: str, exact: Any) -> None:
-        self.kind, self.size = kind, exact.shape[1]
-        if kind in TYPES:
-            packed = gguf.quants.quantize(exact, TYPES[kind]).view(np.uint8).reshape(len(exact), -1)
-            self.exact = gguf.quants.dequantize(gguf.quants.quantize(exact, TYPES[kind]), TYPES[kind])
-        else:
-            packed, self.exact = exact.view(np.uint8), exact
-        self.stride = packed.shape[1] + 6
-        self.bytes = np.full((len(exact), self.stride), 0x7F, np.uint8)
-        self.bytes[:, : packed.shape[1]] = packed
 
 
 def caches(kinds: tuple[str, str], sizes: tuple[int, int], positions: int, seed: int = 7) -> tuple[Cached, Cached]:
@@ -96,22 +55,12 @@ def caches(kinds: tuple[str, str], sizes: tuple[int, int], positions: int, seed:
     return keys, values
 
 
-def reference(keys: Cached, values: Cached, queries: Any, mask: Any) -> Any:
-    scores = queries.astype(np.float64) @ keys.exact.T.astype(np.float64) * queries.shape[1] ** -0.5
-    if mask is not None:
-        scores = scores + mask.astype(np.float64)
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True) @ values.exact.astype(np.float64)
+def exact(keys: Cached, values: Cached, queries: Any, mask: Any) -> Any:
+    return reference(keys.exact, values.exact, queries, mask, queries.shape[1] ** -0.5)
 
 
 def questions(rows: int, size: int) -> Any:
     return np.random.default_rng(rows).normal(size=(rows, size)).astype(np.float32)
-
-
-def causal(rows: int, positions: int) -> Any:
-    """The last row sees everything, each one before it one position less."""
-    later = np.arange(positions)[None, :] > positions - rows + np.arange(rows)[:, None]
-    return np.where(later, -np.inf, 0).astype(np.float16)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 8, 9, 17, 64])
@@ -123,7 +72,7 @@ def test_it_is_attention(kernel: Attend, rows: int, kinds: tuple[str, str], posi
     queries = questions(rows, 64)
     mask = causal(rows, positions) if positions >= rows else None
     out, _, total = kernel(keys, values, queries, mask)
-    assert out / total[:, None] == pytest.approx(reference(keys, values, queries, mask), abs=2e-6)
+    assert_near(out / total[:, None], exact(keys, values, queries, mask), 2e-6)
 
 
 @pytest.mark.parametrize("sizes", [(32, 32), (128, 128), (96, 80), (576, 512)])
@@ -133,7 +82,7 @@ def test_heads_may_have_any_size(kernel: Attend, sizes: tuple[int, int], rows: i
     keys, values = caches(("f16", "f16"), sizes, 130)
     queries = questions(rows, sizes[0])
     out, _, total = kernel(keys, values, queries, None)
-    assert out / total[:, None] == pytest.approx(reference(keys, values, queries, None), abs=2e-6)
+    assert_near(out / total[:, None], exact(keys, values, queries, None), 2e-6)
 
 
 @pytest.mark.parametrize("rows", [4, 32])
@@ -147,7 +96,7 @@ def test_a_mask_may_say_anything(kernel: Attend, rows: int) -> None:
     mask[1:, 300:] = 0
     queries = questions(rows, 64)
     out, _, total = kernel(keys, values, queries, mask)
-    assert out / total[:, None] == pytest.approx(reference(keys, values, queries, mask), abs=2e-6)
+    assert_near(out / total[:, None], exact(keys, values, queries, mask), 2e-6)
 
 
 @pytest.mark.parametrize("rows", [2, 16])
@@ -160,7 +109,7 @@ def test_a_row_that_sees_nothing_is_told(kernel: Attend, rows: int) -> None:
     out, largest, total = kernel(keys, values, queries, mask)
     assert largest[1] <= -1e29
     seen = [row for row in range(rows) if row != 1]
-    assert out[seen] / total[seen, None] == pytest.approx(reference(keys, values, queries[seen], None), abs=2e-6)
+    assert_near(out[seen] / total[seen, None], exact(keys, values, queries[seen], None), 2e-6)
 
 
 @pytest.mark.parametrize("rows", [4, 40])
@@ -171,7 +120,7 @@ def test_scores_far_apart_lose_nothing(kernel: Attend, rows: int) -> None:
     keys.exact[:] = keys.exact * np.linspace(0.01, 8, 256)[:, None].astype(np.float32)
     keys.bytes[:, :256] = keys.exact.view(np.uint8)
     out, _, total = kernel(keys, values, queries, None)
-    assert out / total[:, None] == pytest.approx(reference(keys, values, queries, None), abs=1e-4)
+    assert_near(out / total[:, None], exact(keys, values, queries, None), 1e-4)
 
 
 def test_parts_of_a_context_make_the_whole(kernel: Attend) -> None:
@@ -182,7 +131,92 @@ def test_parts_of_a_context_make_the_whole(kernel: Attend) -> None:
     most = np.maximum(parts[0][1], parts[1][1])
     out = sum(out * np.exp(largest - most)[:, None] for out, largest, _ in parts)
     total = sum(total * np.exp(largest - most) for _, largest, total in parts)
-    assert out / total[:, None] == pytest.approx(reference(keys, values, queries, None), abs=2e-6)
+    assert_near(out / total[:, None], exact(keys, values, queries, None), 2e-6)
+
+
+@pytest.mark.parametrize(("rows", "sharing"), [(8, 4), (7, 7), (21, 7), (64, 5), (30, 1)])
+def test_rows_may_share_a_mask(kernel: Attend, rows: int, sharing: int) -> None:
+    """As the heads of a position do: each block of it is looked at once, and holds for all of them."""
+    keys, values = caches(("f16", "f16"), (64, 64), 200)
+    random = np.random.default_rng(rows)
+    mask = np.where(random.random(((rows - 1) // sharing + 1, 200)) < 0.5, -np.inf, 0).astype(np.float16)
+    mask[0, :128], mask[-1, 64:] = 0, 0
+    mask[0, 128:] = -np.inf
+    queries = questions(rows, 64)
+    out, _, total = kernel(keys, values, queries, mask, sharing=sharing)
+    assert_near(out / total[:, None], exact(keys, values, queries, mask.repeat(sharing, axis=0)[:rows]))
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+@pytest.mark.parametrize("nothing", [-0.0, 0.0, 2**-24])
+def test_a_mask_adds_what_it_says(kernel: Attend, rows: int, nothing: float) -> None:
+    """A negative zero too, and the least number there is: with it, the result is that of no mask."""
+    keys, values = caches(("f16", "f16"), (64, 64), 70)
+    queries = questions(rows, 64)
+    out, _, total = kernel(keys, values, queries, np.full((rows, 70), nothing, np.float16))
+    assert_near(out / total[:, None], exact(keys, values, queries, None))
+
+
+# what is no number
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16, 64])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [5, 70, 99])
+def test_what_no_row_sees_is_not_felt(kernel: Attend, rows: int, wrong: float, position: int) -> None:
+    """No number in a key, an infinite one in a value: as if others stood there. Nor in a block of which one row
+    sees nothing."""
+    queries = questions(rows, 64)
+    mask = np.zeros((rows, 100), np.float16)
+    mask[:, position] = -np.inf
+    mask[-1, :64] = -np.inf
+    outs = []
+    for there in (0.5, wrong):
+        keys, values = caches(("f32", "f32"), (64, 64), 100)
+        for each in (keys, values):
+            each.set(position, there)
+        outs.append(kernel(keys, values, queries, mask))
+    for whole, changed in zip(*outs, strict=True):
+        assert (whole == changed).all()
+    assert np.isfinite(outs[0][0]).all()
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_what_one_row_sees_is_felt_by_it_alone(kernel: Attend, rows: int, kind: str) -> None:
+    """An infinite value, as one of 16 bits becomes that is too large: the rows before it are as without, in a context
+    that begins with it or goes on."""
+    queries = questions(rows, 64)
+    for positions in (rows, 90):
+        mask = causal(rows, positions)
+        random = np.random.default_rng(3)
+        keys, values = (Cached(kind, random.normal(size=(positions, 64)).astype(np.float32)) for _ in range(2))
+        expected = exact(keys, values, queries, mask)
+        broken = values.exact.copy()
+        broken[-1] = np.inf
+        out, _, total = kernel(keys, Cached(kind, broken), queries, mask)
+        assert_near(out[:-1] / total[:-1, None], expected[:-1])
+        assert np.isinf(out[-1]).all()
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("position", [0, 70, 99])
+def test_a_key_that_is_no_number_shows(kernel: Attend, rows: int, masked: bool, position: int) -> None:
+    """Where a row sees it, the row is none either: what is broken is not hidden."""
+    keys, values = caches(("f32", "f32"), (64, 64), 100)
+    keys.set(position, np.nan)
+    mask = np.zeros((rows, 100), np.float16)
+    mask[:, [3, 80]] = -np.inf
+    out, _, total = kernel(keys, values, questions(rows, 64), mask if masked else None)
+    assert np.isnan(out / total[:, None]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_kernel_keeps_to_its_memory(tmp_path: Path, processor: str) -> None:
+    """At every number of rows, and of positions below, at and above some blocks."""
+    runs_clean(tmp_path, HARNESS, processor, "address,undefined")
 
 
 # among llama.cpp's sources

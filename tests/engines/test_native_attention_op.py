@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 
-from attention_harness import compiled, runs_clean
+from attention_harness import assert_near, compiled, runs_clean
 from attention_op_harness import Operands, Stored, done, operands
 
 from sekisho.engines import native_attention
@@ -43,7 +43,7 @@ def check(library: ctypes.CDLL, given: Operands, parts: int = 1, **more: Any) ->
         result = done(library, given, threads=threads, **more)
         assert (result.taken, result.parts) == (threads, parts)
         assert result.arrivals == threads * (1 if parts == 1 else 2)
-        assert result.out == pytest.approx(expected, abs=3e-6)
+        assert_near(result.out, expected)
         results.append(result.out)
     if parts == 1:
         assert (results[0] == results[1]).all()
@@ -146,13 +146,11 @@ def test_values_may_be_a_part_of_the_keys(library: ctypes.CDLL, kind: str, posit
 # parts of a context
 
 
-@pytest.mark.parametrize(("group", "positions", "streams"), [(1, 1, 1), (4, 1, 1), (2, 2, 1)])
+@pytest.mark.parametrize(("group", "positions"), [(1, 1), (4, 1), (2, 2)])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_a_long_context_is_cut(
-    library: ctypes.CDLL, group: int, positions: int, streams: int, sinks: bool
-) -> None:
+def test_a_long_context_is_cut(library: ctypes.CDLL, group: int, positions: int, sinks: bool) -> None:
     """Where there are fewer heads than threads would do; the parts make the whole."""
-    given = operands(heads=1, group=group, positions=positions, streams=streams, context=1500, sinks=sinks)
+    given = operands(heads=1, group=group, positions=positions, context=1500, sinks=sinks)
     check(library, given, parts=2)
 
 
@@ -163,18 +161,18 @@ def test_no_thread_is_idle_nor_a_part_too_small(library: ctypes.CDLL) -> None:
     for threads, parts in ((1, 2), (2, 4), (5, 10), (7, 10)):
         result = done(library, given, threads=threads)
         assert (result.parts, result.arrivals) == (parts, 2 * threads)
-        assert result.out == pytest.approx(expected, abs=3e-6)
+        assert_near(result.out, expected)
     for heads, context in ((1, 1023), (10, 1500)):
         assert done(library, operands(heads=heads, context=context), threads=5).parts == 1
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_rows_and_contexts_keep_their_parts_apart(library: ctypes.CDLL, streams: int) -> None:
+@pytest.mark.parametrize(("streams", "parts"), [(1, 4), (2, 3)])
+def test_rows_and_contexts_keep_their_parts_apart(library: ctypes.CDLL, streams: int, parts: int) -> None:
     """Two heads, two positions and the contexts, all cut."""
     given = operands(heads=2, group=2, positions=2, streams=streams, context=2100, mask=holes(streams, 1, 2, 2100))
     result = done(library, given, threads=5)
-    assert (result.taken, result.parts) == (5, 4 // streams + streams - 1)
-    assert result.out == pytest.approx(given.expected(), abs=3e-6)
+    assert (result.taken, result.parts) == (5, parts)
+    assert_near(result.out, given.expected())
 
 
 @pytest.mark.parametrize("sinks", [False, True])
@@ -188,15 +186,13 @@ def test_a_part_may_be_unseen(library: ctypes.CDLL, sinks: bool) -> None:
 
 
 @pytest.mark.parametrize(("of_parts", "less", "parts"), [(4, 0, 4), (4, 1, 3), (3, 1, 2), (2, 1, 1), (0, 0, 1)])
-def test_parts_are_as_many_as_there_is_room_for(
-    library: ctypes.CDLL, of_parts: int, less: int, parts: int
-) -> None:
+def test_parts_are_as_many_as_there_is_room_for(library: ctypes.CDLL, of_parts: int, less: int, parts: int) -> None:
     """To the byte; without any, the context stays whole, and nothing is written there."""
     given = operands(heads=1, group=3, context=2100)
     room = of_parts * given.rows() * given.row_bytes() - less
     result = done(library, given, threads=3, room=room)
     assert (result.taken, result.parts) == (3, parts)
-    assert result.out == pytest.approx(given.expected(), abs=3e-6)
+    assert_near(result.out, given.expected())
 
 
 def test_what_is_no_number_in_one_part_shows_in_the_whole(library: ctypes.CDLL) -> None:
@@ -225,7 +221,6 @@ def test_a_sink_takes_its_share(library: ctypes.CDLL, positions: int) -> None:
     unseen[:, :, -1] = -np.inf
     out = check(library, operands(positions=positions, mask=unseen, sinks=True))
     assert (out[:, -1] == 0).all()
-    assert not np.signbit(out[:, -1]).any()
 
 
 # threads
@@ -233,11 +228,12 @@ def test_a_sink_takes_its_share(library: ctypes.CDLL, positions: int) -> None:
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 1 << 30, -7])
 def test_what_the_counter_was_before_does_not_matter(library: ctypes.CDLL, chunk: int) -> None:
-    """No thread takes a task before it is set, though the first one, who sets it, comes last."""
-    given = operands(heads=3, group=4, positions=20)
+    """No thread takes a task before it is set, though the first one, who sets it, comes last; none is done twice."""
+    given = operands(heads=3, group=4, positions=20, kinds=("bf16", "bf16"))
     result = done(library, given, threads=3, late=AT_START, chunk=chunk)
-    assert result.out == pytest.approx(given.expected(), abs=3e-6)
-    assert result.chunk == 3 + 3 * 2 + 0  # set to the threads, asked once by each and once more for the other tasks
+    assert_near(result.out, given.expected())
+    tasks = 3 * 2  # heads times tiles; in the end each thread asks once in vain
+    assert (result.chunk, result.conversions) == (tasks + 3, tasks * (100 + 100))
 
 
 def test_parts_are_joined_when_all_are_there(library: ctypes.CDLL) -> None:
@@ -245,7 +241,7 @@ def test_parts_are_joined_when_all_are_there(library: ctypes.CDLL) -> None:
     given = operands(heads=1, group=4, context=1500, kinds=("bf16", "bf16"))
     result = done(library, given, threads=3, late=IN_CONVERSION)
     assert (result.taken, result.parts) == (3, 2)
-    assert result.out == pytest.approx(given.expected(), abs=3e-6)
+    assert_near(result.out, given.expected())
 
 
 # what is not ours
@@ -276,10 +272,6 @@ def turned(tensor: Stored) -> Stored:
     return dataclasses.replace(tensor, elements=elements)
 
 
-def as_type(tensor: Stored, kind: str, elements: Any) -> Stored:
-    return Stored(kind, tensor.exact.astype(elements), tensor.exact)
-
-
 @pytest.mark.parametrize("name", ["q", "k", "v", "mask"])
 def test_numbers_that_do_not_lie_side_by_side_are_left_to_ggml(library: ctypes.CDLL, name: str) -> None:
     """As in a cache of values that is turned."""
@@ -289,14 +281,17 @@ def test_numbers_that_do_not_lie_side_by_side_are_left_to_ggml(library: ctypes.C
 
 @pytest.mark.parametrize(
     ("name", "kind", "elements"),
-    [("q", "f16", np.float16), ("k", "i32", np.int32), ("v", "i32", np.int32), ("mask", "f32", np.float32)],
+    [
+        *(("q", "f16", np.uint16), ("q", "i32", np.int32)),
+        *(("k", "i32", np.int32), ("v", "i32", np.int32)),
+        *(("mask", "f32", np.float32), ("mask", "bf16", np.uint16)),
+    ],
 )
-def test_types_that_are_not_known_are_left_to_ggml(
-    library: ctypes.CDLL, name: str, kind: str, elements: Any
-) -> None:
+def test_types_that_are_not_known_are_left_to_ggml(library: ctypes.CDLL, name: str, kind: str, elements: Any) -> None:
     """Queries and masks of others than always, keys and values that nothing unpacks."""
     given = operands()
-    refused(library, dataclasses.replace(given, **{name: as_type(getattr(given, name), kind, elements)}))
+    exact = getattr(given, name).exact
+    refused(library, dataclasses.replace(given, **{name: Stored(kind, np.zeros(exact.shape, elements), exact)}))
 
 
 def test_heads_that_do_not_divide_are_left_to_ggml(library: ctypes.CDLL) -> None:
@@ -313,9 +308,9 @@ def test_heads_that_do_not_divide_are_left_to_ggml(library: ctypes.CDLL) -> None
 def test_it_can_be_switched_off(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the environment, at the first operation."""
     monkeypatch.setenv(native_attention.OFF_ENV, "0")
-    refused(ctypes.CDLL(shutil.copy(built, tmp_path / "off.so")), operands())
+    refused(ctypes.CDLL(str(shutil.copy(built, tmp_path / "off.so"))), operands())
     monkeypatch.setenv(native_attention.OFF_ENV, "1")
-    check(ctypes.CDLL(shutil.copy(built, tmp_path / "on.so")), operands())
+    check(ctypes.CDLL(str(shutil.copy(built, tmp_path / "on.so"))), operands())
 
 
 @pytest.mark.slow

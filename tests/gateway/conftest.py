@@ -1,7 +1,8 @@
-"""Fixtures: a real gateway on a real port."""
+"""Fixtures: a real gateway on a real port, and a real book."""
 
+import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the har
 
 from gateway_harness import FAKE, UNGUARDED, Launch, LiveGateway
 
+from sekisho.audit.book import Book
+from sekisho.audit.config import AuditConfig
 from sekisho.engines.config import ModelConfig
 from sekisho.gateway.config import GatewayConfig
 from sekisho.ops.home import Home
@@ -41,3 +44,10 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 def live(launch: Launch) -> LiveGateway:
     """A gateway with the model `fake`."""
     return launch()
+
+
+@pytest.fixture
+async def book(tmp_path: Path) -> AsyncIterator[Book]:
+    opened = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig())
+    yield opened
+    await asyncio.to_thread(opened.close)

@@ -131,3 +131,21 @@ Launch = Callable[..., LiveGateway]
 def chat(text: str, **more: Any) -> dict[str, Any]:
     """The body of a chat request."""
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
+
+
+def eventually(fact: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether a fact comes true; generous, because a loaded machine is slow and not wrong."""
+    deadline = time.monotonic() + within_s
+    while not fact():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    """The OpenAI-shaped error of an answer."""
+    told: dict[str, Any] = response.json()["error"]
+    assert told["id"].startswith("err_")
+    assert response.headers["x-error-id"] == told["id"]
+    return told

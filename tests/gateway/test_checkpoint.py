@@ -1,53 +1,22 @@
-"""The checkpoint stage with a real book: nothing leaves before it is recorded, nothing passes unjudged, and what is
-written holds neither thoughts nor personal data. Rules are a few known words; the engine is scripted."""
+"""The checkpoint stage with a real book: nothing leaves before it is recorded, nothing passes unjudged. Rules are a few
+known words; the engine is scripted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_harness import Desk, Engine, WordRules, checkpoint, pass_through, records, text_of, turn
 
 from sekisho.audit.book import Book
-from sekisho.audit.config import AuditConfig
-from sekisho.audit.keys import ReaderKeys
-from sekisho.audit.reader import Reader
 from sekisho.audit.records import EscalationRecord, OutcomeRecord, Receipt, Record, VerdictRecord
 from sekisho.core.errors import BookUnavailable, EngineUnavailable
-from sekisho.core.events import (
-    Batch,
-    EventStream,
-    Finished,
-    ReasoningDelta,
-    RefusalDelta,
-    Started,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
-)
-from sekisho.core.turn import Caller, Message, Text, Turn
-from sekisho.core.verdict import Category, DecidedBy, Decision, Finding
-from sekisho.gateway.checkpoint import Checkpoint, Held, Ruling
-from sekisho.guard.config import GuardConfig, Mode
+from sekisho.core.events import Batch, EventStream, Finished, RefusalDelta, TextDelta, Usage
+from sekisho.core.turn import Caller, Turn
+from sekisho.core.verdict import DecidedBy, Decision, Finding
+from sekisho.gateway.checkpoint import Checkpoint, Ruling
+from sekisho.guard.config import GuardConfig
 from sekisho.guard.judge import Judge, Leaning
 from sekisho.guard.text import View
-from sekisho.wire import think
-
-WORDS: dict[str, tuple[Category, Decision]] = {
-    "bomb": ("weapons", "refuse"),
-    "diagnosis": ("medical", "escalate"),
-    "nitro recipe": ("weapons", "refuse"),
-}
-ANSWER: list[Batch] = [[Started("m")], [TextDelta("Hello"), TextDelta(" there.")], [Usage(3, 2), Finished("stop")]]
-
-
-class WordRules:
-    version = "r1"
-    rules = ()
-
-    def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
-        found = [(word, *WORDS[word]) for view in views for word in WORDS if word in view.text]
-        return tuple(Finding("rule", word, category, decision) for word, category, decision in found)
 
 
 class BrokenRules:
@@ -56,73 +25,6 @@ class BrokenRules:
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         raise RuntimeError("a rule broke")
-
-
-class Engine:
-    """Says its batches; `asked` counts, `closed` tells that it was let go of."""
-
-    def __init__(self, batches: list[Batch] | None = None, pause_s: float = 0.0) -> None:
-        self.batches = ANSWER if batches is None else batches
-        self.pause_s = pause_s
-        self.asked = 0
-        self.closed = 0
-
-    async def generate(self, turn: Turn) -> EventStream:
-        self.asked += 1
-        try:
-            for batch in self.batches:
-                await asyncio.sleep(self.pause_s)
-                yield list(batch)
-        finally:
-            self.closed += 1
-
-
-class Desk:
-    """Rules as it is told, or waits for ever."""
-
-    def __init__(self, ruling: Ruling | None) -> None:
-        self.ruling = ruling
-        self.cases: list[Held] = []
-
-    async def rule(self, held: Held, mode: Mode) -> Ruling:
-        self.cases.append(held)
-        if self.ruling is None:
-            await asyncio.Event().wait()
-        assert self.ruling is not None
-        return self.ruling
-
-
-@pytest.fixture
-async def book(tmp_path: Path) -> AsyncIterator[Book]:
-    opened = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig())
-    yield opened
-    await asyncio.to_thread(opened.close)
-
-
-def turn(text: str, scopes: tuple[str, ...] = ("chat",), **fields: object) -> Turn:
-    caller = Caller("key_1", "taro", frozenset(scopes))
-    messages = (Message("user", (Text(text),)),)
-    return Turn("chatcmpl-1", "chat", "m", messages=messages, caller=caller, stream=True, **fields)  # type: ignore[arg-type]
-
-
-def checkpoint(
-    book: Book, rules: Callable[[], object] = WordRules, desk: Desk | None = None, **guard: object
-) -> Checkpoint:
-    config = GuardConfig(**guard)  # type: ignore[arg-type]
-    return Checkpoint(config, Judge(rules, None), lambda: book, desk)  # type: ignore[arg-type]
-
-
-async def pass_through(stage: Checkpoint, asked: Turn, engine: Engine) -> Batch:
-    return [event async for batch in stage.stage(asked, engine.generate) for event in batch]
-
-
-def text_of(events: Batch) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
-
-
-def records(book: Book) -> list[Record]:
-    keys = ReaderKeys.load(book.folder.parent / "secrets")
-    return [entry.record for entry in Reader(book.folder, keys).entries()]
 
 
 async def test_an_allowed_turn_passes_unchanged_and_is_recorded_twice(book: Book) -> None:
@@ -310,85 +212,6 @@ async def test_trouble_of_the_engine_is_told_and_recorded(book: Book) -> None:
     assert (outcome.status, outcome.error_id) == ("failed", error.id)
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 1000])
-async def test_an_answer_that_must_not_leave_is_stopped(book: Book, pieces: int) -> None:
-    """However it is cut, the forbidden words do not leave; the end is a refusal, and the engine is let go of."""
-    answer = "Sure. " + "Let me think about it for a while. " * 20 + "Here is the nitro recipe: step one ..."
-    size = max(1, len(answer) // pieces)
-    cut: list[Batch] = [[TextDelta(answer[at : at + size])] for at in range(0, len(answer), size)]
-    engine = Engine([*cut, [Usage(3, 200), Finished("stop")]])
-    events = await pass_through(checkpoint(book), turn("hello"), engine)
-    assert "nitro" not in text_of(events)
-    assert isinstance(events[-1], Finished)
-    assert events[-1].reason == "content_filter"
-    assert any(isinstance(event, RefusalDelta) for event in events)
-    assert engine.closed == 1
-    stages = [record.stage for record in records(book) if isinstance(record, VerdictRecord)]
-    assert stages == ["input", "output"]
-    assert all("nitro" not in record.output for record in records(book) if isinstance(record, OutcomeRecord))
-
-
-async def test_thinking_stays_inside_and_leaves_a_keyed_trace(book: Book) -> None:
-    """Neither tags nor reasoning events leave; the book has their HMAC and not their text."""
-    said: list[Batch] = [
-        [ReasoningDelta("SECRET plan")],
-        [TextDelta("<th"), TextDelta("ink>SECRET two</think>"), TextDelta("Done.")],
-        [Finished("stop")],
-    ]
-    events = await pass_through(checkpoint(book), turn("hello"), Engine(said))
-    assert "SECRET" not in str(events)
-    assert text_of(events) == "Done."
-    outcome = records(book)[-1]
-    assert isinstance(outcome, OutcomeRecord)
-    assert outcome.thinking_hmac == book.text_hash("SECRET planSECRET two")
-    assert "SECRET" not in str(records(book))
-
-
-async def test_a_key_with_the_scope_sees_reasoning_in_its_own_place(book: Book) -> None:
-    """Thinking in tags becomes reasoning, never text."""
-    said: list[Batch] = [[TextDelta("<think>why</think>Done.")], [Finished("stop")]]
-    events = await pass_through(checkpoint(book), turn("hello", ("chat", "reasoning")), Engine(said))
-    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == "why"
-    assert text_of(events) == "Done."
-
-
-@pytest.mark.parametrize("scopes", [("chat",), ("chat", "reasoning")])
-async def test_think_lets_only_the_final_part_out(book: Book, scopes: tuple[str, ...]) -> None:
-    """`/v1/think`: four parts stay, whatever the key may otherwise see; the final one leaves."""
-    said = "<think-task>a</think-task><think-safety>b</think-safety><final>The answer.</final> more"
-    asked = turn("hello", scopes, extra={think.MARK: True})
-    events = await pass_through(checkpoint(book), asked, Engine([[TextDelta(said)], [Finished("stop")]]))
-    assert text_of(events).strip() == "The answer."
-    assert not any(isinstance(event, ReasoningDelta) for event in events)
-
-
-async def test_arguments_of_tools_are_watched(book: Book) -> None:
-    """What must not be said must not be passed to a tool either."""
-    said: list[Batch] = [
-        [ToolCallDelta(0, "call_1", "write", '{"text": "the nitro rec')],
-        [ToolCallDelta(0, arguments='ipe"}')],
-        [Finished("tool_calls")],
-    ]
-    events = await pass_through(checkpoint(book), turn("hello"), Engine(said))
-    assert "recipe" not in "".join(event.arguments for event in events if isinstance(event, ToolCallDelta))
-    assert isinstance(events[-1], Finished)
-    assert events[-1].reason == "content_filter"
-
-
-async def test_the_book_holds_no_personal_data(book: Book) -> None:
-    """Requests and answers are recorded with placeholders, the same person with the same one."""
-    said: list[Batch] = [[TextDelta("I wrote to hanako@example.com. Card 4111 1111 1111 1111.")], [Finished("stop")]]
-    await pass_through(checkpoint(book), turn("mail hanako@example.com, phone 090-1234-5678"), Engine(said))
-    verdict, outcome = records(book)
-    assert isinstance(verdict, VerdictRecord)
-    assert isinstance(outcome, OutcomeRecord)
-    everything = str((verdict, outcome))
-    for secret in ("hanako", "1234-5678", "4111"):
-        assert secret not in everything
-    assert "[EMAIL_1]" in verdict.input
-    assert "[EMAIL_1]" in outcome.output
-
-
 class Linear:
     """A linear model that always says the same."""
 
@@ -433,23 +256,6 @@ async def test_the_classifier_is_triage_where_the_settings_say_so(
     assert isinstance(verdict, VerdictRecord)
     assert (verdict.decision, verdict.decided_by) == (decision, decided_by)
     assert any(finding.rule == "linear-fraud" for finding in verdict.findings)
-
-
-async def test_the_vault_keeps_what_was_removed_where_it_is_configured(tmp_path: Path) -> None:
-    """Under a key of its own, by request; the book itself has the placeholders only."""
-    book = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig(vault=True))
-    try:
-        said: list[Batch] = [[TextDelta("I wrote to hanako@example.com and taro@example.com.")], [Finished("stop")]]
-        await pass_through(checkpoint(book), turn("mail hanako@example.com"), Engine(said))
-        assert book.vault is not None
-        kept = await asyncio.to_thread(book.vault.get, "chatcmpl-1")
-        assert kept == {"[EMAIL_1]": "hanako@example.com", "[EMAIL_2]": "taro@example.com"}
-        verdict, outcome = records(book)
-        assert isinstance(verdict, VerdictRecord)
-        assert isinstance(outcome, OutcomeRecord)
-        assert (verdict.input, outcome.output) == ("mail [EMAIL_1]", "I wrote to [EMAIL_1] and [EMAIL_2].")
-    finally:
-        await asyncio.to_thread(book.close)
 
 
 async def test_an_emergency_escalates_all_but_the_named(book: Book) -> None:

@@ -3,13 +3,10 @@
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from sekisho.audit.book import Book
-from sekisho.audit.config import AuditConfig
 from sekisho.audit.keys import ReaderKeys
 from sekisho.audit.reader import Reader
 from sekisho.audit.records import OutcomeRecord, VerdictRecord
@@ -33,13 +30,6 @@ class NoRules:
 
     def match(self, views: tuple[View, ...], language: str) -> tuple[Finding, ...]:
         return ()
-
-
-@pytest.fixture
-async def book(tmp_path: Path) -> AsyncIterator[Book]:
-    opened = Book.open(tmp_path / "audit", tmp_path / "secrets", AuditConfig())
-    yield opened
-    await asyncio.to_thread(opened.close)
 
 
 def turn(**fields: object) -> Turn:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
@@ -23,6 +23,9 @@ from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
 from sekisho.settings import Settings
+
+if TYPE_CHECKING:
+    from conftest import Target
 
 FAKE = ModelConfig(name="fake", engine="fake", slots=64)
 UNGUARDED = GuardConfig(mode="off", output=False)
@@ -228,3 +231,44 @@ def request_bytes(method: str, target: str, key: str, body: bytes = b"", *lines:
     if body:
         head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+
+
+CHAT = "/v1/chat/completions"
+GOOD = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+def told(answer: Answer | None, *statuses: int) -> str:
+    """Checks one of our own errors; its code."""
+    assert answer is not None, "the server hung up without a word"
+    assert answer.status in statuses, (answer.status, answer.body)
+    error = answer.json()["error"]
+    assert error["id"].startswith("err_")
+    return str(error["code"])
+
+
+TEXT = "hello there"
+USER = [{"role": "user", "content": TEXT}]
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"model": "fake", "messages": USER}),
+    "completions": ("/v1/completions", {"model": "fake", "prompt": TEXT}),
+    "responses": ("/v1/responses", {"model": "fake", "input": TEXT}),
+    "messages": ("/v1/messages", {"model": "fake", "max_tokens": 9, "messages": USER}),
+    "count_tokens": ("/v1/messages/count_tokens", {"model": "fake", "messages": USER}),
+    "embeddings": ("/v1/embeddings", {"model": "fake", "input": TEXT}),
+    "ollama_chat": ("/api/chat", {"model": "fake", "messages": USER}),
+    "ollama_generate": ("/api/generate", {"model": "fake", "prompt": TEXT}),
+    "ollama_embed": ("/api/embed", {"model": "fake", "input": TEXT}),
+    "ollama_embeddings": ("/api/embeddings", {"model": "fake", "prompt": TEXT}),
+    "ollama_show": ("/api/show", {"model": "fake"}),
+}
+
+
+def post(target: "Target", protocol: str, body: bytes | dict[str, Any]) -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return target.client.post(BODIES[protocol][0], content=raw, headers={"content-type": "application/json"})
+
+
+def raw_with(protocol: str, **fields: str) -> bytes:
+    """The protocol's good body with raw JSON put into fields of it, replacing what was there."""
+    good = {name: json.dumps(value) for name, value in BODIES[protocol][1].items()}
+    return ("{" + ",".join(f'"{name}":{value}' for name, value in (good | fields).items()) + "}").encode()

@@ -8,36 +8,11 @@ from hostile_harness import eventually, refused
 
 if TYPE_CHECKING:
     from conftest import Target
+from hostile_harness import BODIES, post, raw_with
 
-TEXT = "hello there"
-USER = [{"role": "user", "content": TEXT}]
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": ("/v1/chat/completions", {"model": "fake", "messages": USER}),
-    "completions": ("/v1/completions", {"model": "fake", "prompt": TEXT}),
-    "responses": ("/v1/responses", {"model": "fake", "input": TEXT}),
-    "messages": ("/v1/messages", {"model": "fake", "max_tokens": 9, "messages": USER}),
-    "count_tokens": ("/v1/messages/count_tokens", {"model": "fake", "messages": USER}),
-    "embeddings": ("/v1/embeddings", {"model": "fake", "input": TEXT}),
-    "ollama_chat": ("/api/chat", {"model": "fake", "messages": USER}),
-    "ollama_generate": ("/api/generate", {"model": "fake", "prompt": TEXT}),
-    "ollama_embed": ("/api/embed", {"model": "fake", "input": TEXT}),
-    "ollama_embeddings": ("/api/embeddings", {"model": "fake", "prompt": TEXT}),
-    "ollama_show": ("/api/show", {"model": "fake"}),
-}
 GENERATING = ("chat", "completions", "responses", "messages", "ollama_chat", "ollama_generate")
 every = pytest.mark.parametrize("protocol", BODIES)
 generating = pytest.mark.parametrize("protocol", GENERATING)
-
-
-def post(target: "Target", protocol: str, body: bytes | dict[str, Any]) -> Any:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return target.client.post(BODIES[protocol][0], content=raw, headers={"content-type": "application/json"})
-
-
-def raw_with(protocol: str, **fields: str) -> bytes:
-    """The protocol's good body with raw JSON put into fields of it, replacing what was there."""
-    good = {name: json.dumps(value) for name, value in BODIES[protocol][1].items()}
-    return ("{" + ",".join(f'"{name}":{value}' for name, value in (good | fields).items()) + "}").encode()
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +109,6 @@ PLACES = [
     ("embeddings", "dimensions", "{}"),
     ("embeddings", "input", "[[1,{}]]"),
 ]
-
 
 # Where -1 means something: a bias, or no limit, as llama.cpp, LM Studio and Ollama write it.
 NO_LIMIT = {("chat", "logit_bias"), ("chat", "max_tokens"), ("chat", "max_completion_tokens"),

@@ -1,4 +1,4 @@
-"""Items to messages: a request as the Codex CLI sends it, state from earlier responses, and kinds nobody here runs."""
+"""Items to messages: what an engine said comes back to it, earlier responses, and kinds nobody here runs."""
 
 import json
 from typing import Any
@@ -6,137 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai.types.responses import response_item_list
-from pydantic import TypeAdapter
+from responses_items_harness import survives, unseal
 
 from sekisho.core.errors import InvalidRequest, NotFound, UnsupportedParameter
 from sekisho.core.events import Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta
-from sekisho.core.turn import (
-    Audio,
-    Document,
-    Image,
-    Message,
-    Reasoning,
-    Refusal,
-    Text,
-    Tool,
-    ToolCall,
-    ToolResult,
-)
+from sekisho.core.turn import Audio, Document, Image, Message, Reasoning, Refusal, Text, Tool, ToolCall, ToolResult
 from sekisho.wire import responses
 from sekisho.wire.responses import items as reading
-
-PAGE: TypeAdapter[Any] = TypeAdapter(response_item_list.ResponseItemList)
-
-PATCH_GRAMMAR = 'start: "*** Begin Patch" LF hunk+ "*** End Patch" LF?\nhunk: /[^\\n]+/ LF\nLF: "\\n"'
-CODEX = {
-    "model": "sekisho-mini",
-    "stream": True,
-    "store": False,
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-    "include": ["reasoning.encrypted_content"],
-    "reasoning": {"summary": "auto"},
-    "prompt_cache_key": "0199-thread",
-    "client_metadata": {"x-codex-installation-id": "5d0c"},
-    "text": {
-        "format": {
-            "type": "json_schema",
-            "name": "codex_output_schema",
-            "strict": True,
-            "schema": {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]},
-        }
-    },
-    "tools": [
-        {
-            "type": "function",
-            "name": "exec_command",
-            "description": "Runs a command.",
-            "strict": False,
-            "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}}, "required": ["cmd"]},
-        },
-        {
-            "type": "namespace",
-            "name": "mcp__notes",
-            "description": "Notes of the team.",
-            "tools": [
-                {"type": "function", "name": "read", "parameters": {"type": "object"}, "strict": False},
-                {"type": "function", "name": "write", "parameters": {"type": "object"}, "strict": False},
-            ],
-        },
-        {"type": "web_search", "external_web_access": False},
-        {
-            "type": "custom",
-            "name": "apply_patch",
-            "description": "Edits files.",
-            "format": {"type": "grammar", "syntax": "lark", "definition": PATCH_GRAMMAR},
-        },
-        {"type": "tool_search", "execution": "client", "description": "d", "parameters": {"type": "object"}},
-    ],
-    "input": [
-        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Permissions: all."}]},
-        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Fix the typo in a.txt"}]},
-        {
-            "type": "reasoning",
-            "id": "rs_1",
-            "summary": [{"type": "summary_text", "text": "Look first."}],
-            "content": None,
-            "encrypted_content": "sealed:kool ot evah I",
-        },
-        {
-            "type": "message",
-            "id": "msg_1",
-            "role": "assistant",
-            "content": [{"type": "output_text", "text": "I look."}],
-            "phase": "commentary",
-        },
-        {
-            "type": "function_call",
-            "id": "fc_1",
-            "name": "exec_command",
-            "arguments": '{"cmd":"cat a.txt"}',
-            "call_id": "call_1",
-        },
-        {
-            "type": "function_call",
-            "id": "fc_2",
-            "name": "read",
-            "namespace": "mcp__notes",
-            "arguments": "{}",
-            "call_id": "call_2",
-        },
-        {"type": "function_call_output", "call_id": "call_1", "output": "helo"},
-        {
-            "type": "function_call_output",
-            "call_id": "call_2",
-            "output": [
-                {"type": "input_text", "text": "a note"},
-                {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
-            ],
-        },
-        {
-            "type": "custom_tool_call",
-            "id": "ctc_1",
-            "status": "completed",
-            "call_id": "call_3",
-            "name": "apply_patch",
-            "input": "*** Begin Patch\n*** End Patch\n",
-        },
-        {"type": "custom_tool_call_output", "call_id": "call_3", "output": "Success."},
-        {
-            "type": "web_search_call",
-            "id": "ws_1",
-            "status": "completed",
-            "action": {"type": "search", "query": "typo"},
-        },
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Done?"}]},
-    ],
-}
-
-
-def unseal(sealed: str) -> str | None:
-    return sealed.removeprefix("sealed:")[::-1] if sealed.startswith("sealed:") else None
 
 
 def decode(request_id: str = "req_0a", **fields: Any) -> responses.ResponsesRequest:
@@ -145,72 +21,6 @@ def decode(request_id: str = "req_0a", **fields: Any) -> responses.ResponsesRequ
 
 def messages_of(items: Any, history: list[dict[str, Any]] | None = None, **fields: Any) -> tuple[Message, ...]:
     return responses.with_history(decode(input=items, **fields), history or [], unseal).messages
-
-
-def survives(given: object, kept: object) -> bool:
-    """Whether everything that was given is still there; lists keep their length and order."""
-    if isinstance(given, dict):
-        return isinstance(kept, dict) and all(key in kept and survives(given[key], kept[key]) for key in given)
-    if isinstance(given, list):
-        pairs = zip(given, kept, strict=True) if isinstance(kept, list) and len(given) == len(kept) else None
-        return pairs is not None and all(survives(*pair) for pair in pairs)
-    return given == kept
-
-
-def test_nothing_of_a_codex_request_is_lost() -> None:
-    """Every item and every tool survives: the items with all their fields in the stored input, the tools in the
-    response object exactly as they were sent."""
-    request = responses.decode(json.dumps(CODEX).encode(), "req_0a")
-    assert survives(CODEX["input"], list(request.input_items))
-    for field in ("tools", "tool_choice", "text", "parallel_tool_calls", "prompt_cache_key", "store"):
-        assert request.echo[field] == CODEX[field]
-    assert survives(CODEX["reasoning"], request.echo["reasoning"])
-    assert (request.store, request.background, request.previous_response_id) == (False, False, None)
-    assert request.include == {"reasoning.encrypted_content"}
-    PAGE.validate_python(responses.input_items_page(request.input_items, limit=100), strict=True)
-
-
-def test_a_codex_request_becomes_a_turn() -> None:
-    """Tools of every kind, with namespace and grammar, and the whole conversation in the order in which it went."""
-    turn = responses.with_history(responses.decode(json.dumps(CODEX).encode(), "req_0a"), [], unseal)
-    assert [(tool.kind, tool.namespace, tool.name) for tool in turn.tools] == [
-        ("function", None, "exec_command"),
-        ("function", "mcp__notes", "read"),
-        ("function", "mcp__notes", "write"),
-        ("web_search", None, "web_search"),
-        ("custom", None, "apply_patch"),
-    ]
-    assert turn.tools[4].grammar == CODEX["tools"][3]["format"]  # type: ignore[index]
-    assert turn.format.kind == "json_schema"
-    assert turn.parallel_tool_calls is True
-    assert turn.stream
-    assert [message.role for message in turn.messages] == [
-        "developer",
-        "developer",
-        "user",
-        "assistant",
-        "tool",
-        "tool",
-        "assistant",
-        "tool",
-        "assistant",
-        "user",
-    ]
-    assert turn.messages[3].parts == (
-        Reasoning("I have to look", ("Look first.",), "sealed:kool ot evah I", "rs_1"),
-        Text("I look."),
-        ToolCall("call_1", "exec_command", '{"cmd":"cat a.txt"}', item_id="fc_1"),
-        ToolCall("call_2", "read", "{}", namespace="mcp__notes", item_id="fc_2"),
-    )
-    output = turn.messages[5].parts[0]
-    assert isinstance(output, ToolResult)
-    assert output.content == (Text("a note"), Image("data:image/png;base64,AAAA", "auto"))
-    assert turn.messages[6].parts[0] == ToolCall(
-        "call_3", "apply_patch", "*** Begin Patch\n*** End Patch\n", "custom", item_id="ctc_1"
-    )
-    search = turn.messages[8].parts[0]
-    assert isinstance(search, ToolCall)
-    assert (search.kind, json.loads(search.arguments)["query"]) == ("web_search", "typo")
 
 
 def test_a_string_is_a_user_message() -> None:

@@ -424,6 +424,33 @@ static void forget_unseen(const Task & task, const Seen * saw, int64_t first, in
     }
 }
 
+// Whether all of them are numbers. `count`: a multiple of kWidth.
+static bool numbers(const float * values, int count) {
+    Vec sum = {};
+    for (int at = 0; at < count; at += kWidth) {
+        sum += load(values + at) * 0.0f;
+    }
+    bool good = true;
+    for (int lane = 0; lane < kWidth; ++lane) {
+        good &= sum[lane] == 0.0f;
+    }
+    return good;
+}
+
+// The weighted sum of one row over a block where something is no number: nothing times that is no number either, so
+// what the row may not see is passed over.
+static void add_seen(const Task & task, int row, int64_t first, int count, const float * values, const float * weights,
+                     int step, float * out) {
+    for (int p = 0; p < count; ++p) {
+        if (task.mask[row] != nullptr && task.mask[row][first + p] == kMinusInfinity) {
+            continue;
+        }
+        for (int d = 0; d < task.values.size; ++d) {
+            out[d] += weights[p * step] * values[p * task.values.size + d];
+        }
+    }
+}
+
 // Positions `first` to `last` for all rows of a task. `scratch`: room() numbers.
 static void attend(const Task & task, int64_t first, int64_t last, float * scratch, Sums & sums) {
     const int key_size = task.keys.size, value_size = task.values.size;
@@ -447,12 +474,13 @@ static void attend(const Task & task, int64_t first, int64_t last, float * scrat
     for (int64_t at = first; at < last; at += kBlock) {
         const int count = static_cast<int>(std::min<int64_t>(kBlock, last - at));
         Seen saw[kRows];
-        bool any = false;
+        bool any = false, whole = true;
         for (int r = 0; r < task.rows; ++r) {
             const uint16_t * mask = task.mask[r];
             const bool same = r > 0 && mask == task.mask[r - 1];
             saw[r] = mask == nullptr ? Seen::all : same ? saw[r - 1] : seen(mask + at, count);
             any |= saw[r] != Seen::none;
+            whole &= saw[r] == Seen::all;
         }
         if (!any) {
             continue;
@@ -460,15 +488,23 @@ static void attend(const Task & task, int64_t first, int64_t last, float * scrat
         unpack(task.keys, at, count, keys);
         unpack(task.values, at, count, values);
         forget_unseen(task, saw, at, count, values);
+        // A row's weight of position p lies at r * row_step + p * step.
+        const int row_step = few ? kBlock : 1, step = few ? 1 : kRows;
         if (few) {
             for (int p = count; p % kWidth != 0; ++p) {
                 memset(keys + p * key_size, 0, sizeof(float) * key_size);
             }
             few_rows(task, queries, keys, count, saw, at, weights, sums);
-            multiply<true>(sums.out, value_size, task.rows, value_size, weights, kBlock, 1, values, value_size, count);
         } else {
             many_rows(task, queries, keys, count, lanes, saw, at, weights, sums);
-            multiply<true>(sums.out, value_size, task.rows, value_size, weights, 1, kRows, values, value_size, count);
+        }
+        if (whole || numbers(values, count * value_size)) {
+            multiply<true>(sums.out, value_size, task.rows, value_size, weights, row_step, step, values, value_size,
+                           count);
+            continue;
+        }
+        for (int r = 0; r < task.rows; ++r) {
+            add_seen(task, r, at, count, values, weights + r * row_step, step, sums.out + r * value_size);
         }
     }
 }
