@@ -1,5 +1,6 @@
 """A gateway in a process of its own, so that its memory, its log and its death can be looked at; and raw sockets."""
 
+import contextlib
 import json
 import os
 import re
@@ -176,10 +177,8 @@ class RawConnection:
 
     def send(self, data: bytes) -> "RawConnection":
         """Sends what the server takes: one that hung up early has said why."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # an answer, if any, is in our receive buffer
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the answer, if there is one, is in our receive buffer
         return self
 
     def _more(self) -> bool:

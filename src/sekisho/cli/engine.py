@@ -312,10 +312,12 @@ def _settle(out: Output, place: "Home", made: "Made") -> None:
         out.warn(out.text("engine_attention_absent"))
     if manifest.checked:
         out.say("engine_alike", nats=f"{made.nats_off:.3f}")
+        if not made.far:
+            out.warn(out.text("engine_not_far"))
         _figures(out, manifest.figures)
     used = _take(out, place, made.name, manifest)
     told = {"build": made.name, "used": used, "manifest": manifest}
-    out.json(told | {"nats_off": made.nats_off, "crashes": made.crashes, "refuted": made.refuted})
+    out.json(told | {"nats_off": made.nats_off, "crashes": made.crashes, "refuted": made.refuted, "far": made.far})
 
 
 def _take(out: Output, place: "Home", name: str, manifest: "Manifest") -> bool:

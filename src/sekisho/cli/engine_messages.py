@@ -92,7 +92,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "attention は llama.cpp のものを使います。Sekisho のものはこのソースまたはコンパイラに合いません",
     ),
     "engine_attention": (
-        "Attention is Sekisho's: keys and values of 8 and 4 bits cost no more time than those of 16.",
+        "Attention is Sekisho's: keys and values of 8 and 4 bits are read about as fast as those of 16.",
         "attention は Sekisho のものです。8・4 ビットの KV も 16 ビットと同じ速さで読めます。",
     ),
     "engine_built": (
@@ -102,6 +102,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "engine_alike": (
         "It answers as the wheel does at all KV types (log probabilities within {nats} nats).",
         "すべての KV 型で wheel と同じ応答です（対数確率の差は最大 {nats}）。",
+    ),
+    "engine_not_far": (
+        "it was not compared after a long prompt: the installed llama.cpp answers none with this model; "
+        "to do so, name another with --model and --force",
+        "長いプロンプトの後では比べていません。このモデルでは wheel が答えません。"
+        "比べるには --model で別のモデルを指定し、--force を付けてください",
     ),
     "engine_in_use": (
         "Workers that start from now on use it.",

@@ -49,8 +49,8 @@ _SMALL_MODEL_BYTES = 64 * 2**20
 SPECULATIONS: Final = ("off", "ngram")
 OPTIONS: Final = ("cache_ram_mib", llama_demotion.OPTION, "speculation")
 _NOT_NEEDED = (
-    "demote_after_prefill takes memory for nothing here: this build reads prompts into a quantised cache as fast as at "
-    "16 bits (sekisho policy set kv.demote_after_prefill=false)"
+    "demote_after_prefill takes memory for nothing here: this build reads prompts into a quantised cache about as fast "
+    "as at 16 bits (sekisho policy set kv.demote_after_prefill=false)"
 )
 _DEVICE_ENVS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 

@@ -223,8 +223,9 @@ def activate() -> Manifest | None:
         importlib.import_module(PACKAGE)
     except (ImportError, SyntaxError) as error:
         sys.path.remove(site)
-        if before is None:
-            os.environ.pop(OFF_ENV, None)
+        os.environ.pop(OFF_ENV, None)
+        if before is not None:
+            os.environ[OFF_ENV] = before
         for name in [each for each in sys.modules if each.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
         _tell(f"the native build of llama.cpp is not used: it does not load: {error}")
@@ -240,7 +241,7 @@ def extra_buffers() -> bool:
 
 
 def attention() -> bool:
-    """Whether attention is Sekisho's in this process, so that quantised caches are read as fast as 16 bits."""
+    """Whether attention is Sekisho's in this process, so that quantised caches are read about as fast as 16 bits."""
     return os.environ.get(OFF_ENV) != "0" and any(manifest.attention for _, manifest in _active)
 
 

@@ -48,7 +48,8 @@ class Wanted(msgspec.Struct, frozen=True):
 
 class Made(msgspec.Struct, frozen=True):
     """`nats_off`: the largest difference from the wheel's log probabilities. `crashes`: what died on the way.
-    `refuted`: what Sekisho's attention answered wrongly, so that the build runs without."""
+    `refuted`: what Sekisho's attention answered wrongly, so that the build runs without. `far`: it was compared after a
+    long prompt, too."""
 
     name: str
     manifest: Manifest
@@ -56,6 +57,7 @@ class Made(msgspec.Struct, frozen=True):
     nats_off: float = 0.0
     crashes: tuple[str, ...] = ()
     refuted: tuple[str, ...] = ()
+    far: bool = False
 
 
 class _Tried(msgspec.Struct, frozen=True):
@@ -64,6 +66,7 @@ class _Tried(msgspec.Struct, frozen=True):
     nats_off: float = 0.0
     crashes: tuple[str, ...] = ()
     refuted: tuple[str, ...] = ()
+    far: bool = False
     figures: tuple[Figure, ...] = ()
 
 
@@ -141,7 +144,7 @@ def _attempt(wanted: Wanted, finding: Finding, progress: Progress, clock: Clock,
         figures=tried.figures,
     )
     name = _kept(wanted, recipe, manifest)
-    return Made(name, manifest, finding, tried.nats_off, tried.crashes, tried.refuted)
+    return Made(name, manifest, finding, tried.nats_off, tried.crashes, tried.refuted, tried.far)
 
 
 def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _Tried:
@@ -151,7 +154,6 @@ def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _
     crashes: tuple[str, ...] = ()
     refuted: tuple[str, ...] = ()
     reference = native_trial.answers(None, kinds=wanted.kinds)
-
     far = _far_reference(wanted)
 
     def verdict_on(*, extra_buffers: bool) -> Verdict:
@@ -173,17 +175,15 @@ def _tried(wanted: Wanted, site: Path, attention: bool, progress: Progress) -> _
             raise Wrong(verdict.problems, crash=verdict.crash is not None)
         attention, refuted = False, verdict.problems
     progress("check", 1, 1)
-    order = Order("speed", ModelConfig("any"), extra_buffers=not crashes, attention=attention)
-    figures = [
-        each
-        for config in wanted.measured
-        for each in native_trial.measure(config, order, site, wanted.repeats, progress)
-    ]
-    return _Tried(attention, not crashes, verdict.nats_off, crashes, refuted, tuple(figures))
+    figures = list[Figure]()
+    for config in wanted.measured:
+        order = Order("speed", config, extra_buffers=not crashes, attention=attention)
+        figures += native_trial.measure(config, order, site, wanted.repeats, progress)
+    return _Tried(attention, not crashes, verdict.nats_off, crashes, refuted, far is not None, tuple(figures))
 
 
 def _far_reference(wanted: Wanted) -> Ended | None:
-    """None where nothing is measured, or the model's context is too short."""
+    """None where nothing is measured, or the wheel does not answer there, as with too short a context."""
     if not wanted.measured:
         return None
     told = native_trial.far_answers(None, wanted.measured[0])
