@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
 
@@ -310,6 +310,7 @@ def test_nothing_breaks_the_codec(fields: dict[str, Any]) -> None:
 
 
 @settings(max_examples=120, deadline=None)
+@example([{"type": "tool_search_output", "tools": [None]}], "input")
 @given(st.lists(entries, min_size=1, max_size=3), st.sampled_from(["input", "tools"]))
 def test_no_item_and_no_tool_breaks_the_codec(odd: list[dict[str, Any]], where: str) -> None:
     """The same for lists of odd items and odd tools; the parameter named is in that list."""

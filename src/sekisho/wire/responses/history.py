@@ -244,6 +244,7 @@ def _all_tools(declared: tuple[Tool, ...], told: Sequence[dict[str, Any]]) -> tu
     for index, item in enumerate(told):
         later = item.get("tools")
         if item["type"] in ("additional_tools", "tool_search_output") and isinstance(later, list):
-            for tool in read_tools(jsonio.convert(later, list[dict[str, Any]]), f"input[{index}].tools"):
+            at = f"input[{index}].tools"
+            for tool in read_tools(jsonio.convert(later, list[dict[str, Any]], at), at):
                 tools.setdefault((tool.namespace, tool.name), tool)
     return tuple(tools.values())
