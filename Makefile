@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip --disable-pip-version-check --quiet
 export PYTHONUTF8 := 1
 
-.PHONY: help up down test test-slow test-clients test-openwebui test-kv test-kv-slow test-gpu test-all lint format bench mini guard docs clean
+.PHONY: help up down test test-slow test-clients test-openwebui test-kv test-kv-slow test-gpu test-explore test-all lint format bench mini guard docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ test-kv: $(KV_VENV)/installed ## Tests of the tiered KV cache and the torch engi
 
 test-kv-slow: $(KV_VENV)/installed ## Those of them that take long: a simulated day, the torch engine behind the gateway
 	@$(KV_VENV)/bin/python -m pytest -m 'kv and slow and not gpu'
+
+test-explore: $(VENV)/installed-dev ## The property tests with new random examples; a fault found gets a test of its own
+	@SEKISHO_TESTS_EXPLORE=1 $(RUN) pytest -m 'hypothesis and not kv and not gpu' -n 2 --dist loadfile
 
 test-gpu: $(KV_VENV)/installed ## Tests that need a GPU
 	@$(KV_VENV)/bin/python -m pytest -m gpu
