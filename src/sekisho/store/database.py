@@ -1,65 +1,24 @@
 """`Store`, the one door to the database. Any trouble with the database leaves it as StoreUnavailable."""
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import wraps
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from weakref import WeakValueDictionary
 
-from sqlalchemy import delete, select, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import delete, select
 
-from sekisho.core.clock import Clock, SystemClock
-from sekisho.core.errors import StoreUnavailable
+from sekisho.core.clock import Clock
 from sekisho.store import escalation_rows, key_rows, response_rows, run_rows, usage_rows
-from sekisho.store.backends import Backend, connect, insert_into
+from sekisho.store.backends import Backend, insert_into
+from sekisho.store.connections import Connections, to_its_end
 from sekisho.store.escalations import Channel, HumanVerdict, LinkToken, Notice, NoticeState, Ticket, TicketState
 from sekisho.store.keys import KeyRecord, KeySpec
-from sekisho.store.migrate import prepare
 from sekisho.store.responses import ResponseRecord
 from sekisho.store.runs import RunOwner, RunRecord, RunState, StepRecord
 from sekisho.store.schema import meta
 from sekisho.store.usage import Group, Spent, UsageRecord, UsageSummary
 
-log = logging.getLogger("sekisho.store")
 
-_CLOSE_TIMEOUT_S = 10.0  # a database that hangs must not hang the shutdown
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def _to_its_end(
-    method: "Callable[Concatenate[Store, Arguments], Coroutine[Any, Any, Result]]",
-) -> "Callable[Concatenate[Store, Arguments], Coroutine[Any, Any, Result]]":
-    """Lets the work end when its caller is cancelled: a driver stopped in mid-statement can leave a connection behind
-    that still holds SQLite's write lock. The caller is cancelled at once all the same."""
-
-    @wraps(method)
-    async def to_its_end(store: "Store", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        task = asyncio.ensure_future(method(store, *args, **kwargs))
-        store._running.add(task)
-        task.add_done_callback(store._running.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_tell_the_log)
-            raise
-
-    return to_its_end
-
-
-def _tell_the_log(task: asyncio.Task[Any]) -> None:
-    """For work whose caller is gone."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("left behind by a cancelled caller, failed", exc_info=error)
-
-
-class Store:
+class Store(Connections):
     """Keys, usage, responses state, tickets, runs and small settings. Made by `open`; usable by many tasks of one
     event loop.
 
@@ -69,85 +28,48 @@ class Store:
     """
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
-        self._backend = backend
-        self._clock = clock
-        self._closed = False
-        self._running: set[asyncio.Task[Any]] = set()
+        super().__init__(backend, clock)
         self._response_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    @classmethod
-    async def open(cls, url_or_path: str | Path, migrate: bool = True, clock: Clock | None = None) -> "Store":
-        """Connects and checks the schema; with `migrate` brings it up to date first.
-
-        A path or `sqlite:///…` is SQLite; `postgres://`, `postgresql://`, `postgresql+asyncpg://` PostgreSQL.
-        Raises StoreUnavailable, also for a database newer than this code.
-        """
-        store = cls(connect(url_or_path), clock or SystemClock())
-        try:
-            with store._trouble():
-                await prepare(store._backend, migrate)
-        except BaseException:
-            await store.close()
-            raise
-        return store
-
-    async def close(self) -> None:
-        """Waits for what is under way, then closes all connections. May be called twice; afterwards every method
-        raises StoreUnavailable."""
-        self._closed = True
-        if self._running:
-            await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT_S)
-        await self._backend.engine.dispose()
-
-    def now(self) -> float:
-        """Seconds since 1970 by the clock handed to `open`."""
-        return self._clock.now()
-
-    @_to_its_end
-    async def check(self) -> None:
-        """Asks the database for nothing, for /readyz."""
-        async with self._read() as connection:
-            await connection.execute(text("SELECT 1"))
 
     # Keys
 
-    @_to_its_end
+    @to_its_end
     async def create_key(self, spec: KeySpec) -> tuple[KeyRecord, str]:
         """The new key and its secret, which is told only here. Raises InvalidRequest naming the parameter."""
         async with self._write() as connection:
             return await key_rows.create(connection, spec, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def rotate_key(self, id_or_name: str, grace_s: float = 0) -> tuple[KeyRecord, str]:
         """A new secret; the old one stops now, or after `grace_s`. Raises NotFound, InvalidRequest."""
         async with self._write() as connection:
             return await key_rows.rotate(connection, id_or_name, grace_s, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def revoke_key(self, id_or_name: str) -> KeyRecord:
         """Stops a key for good; its name is free again. Raises NotFound."""
         async with self._write() as connection:
             return await key_rows.revoke(connection, id_or_name, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def list_keys(self, include_revoked: bool = False) -> list[KeyRecord]:
         """Oldest first; expired keys are in it."""
         async with self._read() as connection:
             return await key_rows.every(connection, include_revoked)
 
-    @_to_its_end
+    @to_its_end
     async def find_key(self, secret_hash: str) -> KeyRecord | None:
         """The key that a secret opens now: not revoked, not expired."""
         async with self._read() as connection:
             return await key_rows.find(connection, secret_hash, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def load_keys(self) -> dict[str, KeyRecord]:
         """Every secret's hash that opens a key now. Time goes on: compare `expires_at` at each use."""
         async with self._read() as connection:
             return await key_rows.load(connection, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def keys_revision(self) -> int:
         """Grows with every change of keys; cheap enough to ask each second."""
         async with self._read() as connection:
@@ -155,7 +77,7 @@ class Store:
 
     # Usage
 
-    @_to_its_end
+    @to_its_end
     async def append_usage(self, records: Iterable[UsageRecord], durable: bool = False) -> int:
         """Inserts each request_id once, ever; how many were new. The months grow in the same transaction.
 
@@ -165,7 +87,7 @@ class Store:
         async with self._write(durable) as connection:
             return await usage_rows.append(connection, records)
 
-    @_to_its_end
+    @to_its_end
     async def spent(self, month: str) -> dict[str, Spent]:
         """By key id, in one month ("2026-11", UTC). Keys that used nothing are absent."""
         async with self._read() as connection:
@@ -185,14 +107,14 @@ class Store:
                 return
             last = page[-1]
 
-    @_to_its_end
+    @to_its_end
     async def _usage_page(
         self, since: float, until: float, key_id: str | None, after: UsageRecord | None
     ) -> list[UsageRecord]:
         async with self._read() as connection:
             return await usage_rows.page(connection, since, until, key_id, after)
 
-    @_to_its_end
+    @to_its_end
     async def usage_summary(self, since: float, until: float, by: Sequence[Group] = ("key",)) -> list[UsageSummary]:
         """Sums for since <= started_at < until, grouped by any of key, model, day, user. Raises InvalidRequest."""
         async with self._read() as connection:
@@ -200,26 +122,26 @@ class Store:
 
     # Responses
 
-    @_to_its_end
+    @to_its_end
     async def put_response(self, record: ResponseRecord) -> None:
         """Inserts or replaces. Raises NotFound when the id is another key's."""
         async with self._in_order(record.id), self._write() as connection:
             await response_rows.put(connection, record)
 
-    @_to_its_end
+    @to_its_end
     async def get_response(self, response_id: str, key_id: str, now: float) -> ResponseRecord | None:
         """None for one that never was, is deleted, is expired, or is another key's."""
         async with self._read() as connection:
             return await response_rows.get(connection, response_id, key_id, now)
 
-    @_to_its_end
+    @to_its_end
     async def delete_response(self, response_id: str, key_id: str) -> bool:
         """Whether there was one of this key's to delete. What was put before, by this process, is deleted with it even
         if it is still on its way: a deleted id stays deleted."""
         async with self._in_order(response_id), self._write() as connection:
             return await response_rows.remove(connection, response_id, key_id)
 
-    @_to_its_end
+    @to_its_end
     async def response_chain(
         self, response_id: str, key_id: str, now: float, limit: int = 1000
     ) -> list[ResponseRecord]:
@@ -230,13 +152,17 @@ class Store:
         async with self._read() as connection:
             return await response_rows.chain(connection, response_id, key_id, now, limit)
 
-    @_to_its_end
+    def _in_order(self, response_id: str) -> asyncio.Lock:
+        """Changes of one response, in the order in which they were asked for: PostgreSQL takes many at once."""
+        return self._response_locks.setdefault(response_id, asyncio.Lock())
+
+    @to_its_end
     async def expire_responses(self, now: float) -> int:
         """Deletes what has expired; how many."""
         async with self._write() as connection:
             return await response_rows.expire(connection, now)
 
-    @_to_its_end
+    @to_its_end
     async def fail_stale_responses(self, now: float, older_than_s: float = 0.0) -> int:
         """Marks responses that a dead process left unfinished as failed, in the row and in the object; how many.
 
@@ -247,7 +173,7 @@ class Store:
 
     # Escalations. `now` is handed in: the desk decides by which clock a ticket ends.
 
-    @_to_its_end
+    @to_its_end
     async def open_ticket(
         self, ticket: Ticket, notices: Sequence[Notice], now: float, limit: int | None = None
     ) -> Ticket:
@@ -257,12 +183,12 @@ class Store:
         async with self._write(durable=True) as connection:
             return await escalation_rows.open_ticket(connection, ticket, notices, now, limit)
 
-    @_to_its_end
+    @to_its_end
     async def get_ticket(self, ticket_id: str) -> Ticket | None:
         async with self._read() as connection:
             return await escalation_rows.get(connection, ticket_id)
 
-    @_to_its_end
+    @to_its_end
     async def list_tickets(
         self,
         state: TicketState | None = None,
@@ -274,13 +200,13 @@ class Store:
         async with self._read() as connection:
             return await escalation_rows.page(connection, state, channels, after, limit)
 
-    @_to_its_end
+    @to_its_end
     async def no_longer_pending(self, ticket_ids: Collection[str]) -> set[str]:
         """Those of the tickets that have ended; cheap enough to ask twice a second."""
         async with self._read() as connection:
             return await escalation_rows.no_longer_pending(connection, ticket_ids)
 
-    @_to_its_end
+    @to_its_end
     async def decide_ticket(self, verdict: HumanVerdict, now: float) -> Ticket | None:
         """Decides a pending ticket whose time is not over; None when somebody was first, it is too late, or the link
         is used up. Of any number of simultaneous calls in any number of processes, one gets the ticket."""
@@ -290,13 +216,13 @@ class Store:
                 await connection.rollback()  # a link is spent only by the decision that it made
             return decided
 
-    @_to_its_end
+    @to_its_end
     async def close_ticket(self, ticket_id: str, state: TicketState, now: float) -> Ticket | None:
         """Ends a pending ticket as `expired` or `abandoned`; None when it was not pending."""
         async with self._write(durable=True) as connection:
             return await escalation_rows.close(connection, ticket_id, state, now)
 
-    @_to_its_end
+    @to_its_end
     async def expire_tickets(self, now: float) -> list[Ticket]:
         """Ends every pending ticket whose time is over."""
         async with self._read() as connection:
@@ -305,54 +231,54 @@ class Store:
         async with self._write() as connection:
             return await escalation_rows.expire(connection, now)
 
-    @_to_its_end
+    @to_its_end
     async def use_ticket(self, ticket_id: str, now: float) -> bool:
         """Takes the one passage that an approved ticket gives; False when it is taken."""
         async with self._write(durable=True) as connection:
             return await escalation_rows.use(connection, ticket_id, now)
 
-    @_to_its_end
+    @to_its_end
     async def use_approval(self, request_hash: str, key_id: str, decided_after: float, now: float) -> Ticket | None:
         """The same for whichever approval of this request is left, decided after the moment given."""
         async with self._write(durable=True) as connection:
             return await escalation_rows.use_approval(connection, request_hash, key_id, decided_after, now)
 
-    @_to_its_end
+    @to_its_end
     async def latest_decided(
         self, request_hash: str, key_id: str, state: TicketState, decided_after: float
     ) -> Ticket | None:
         async with self._read() as connection:
             return await escalation_rows.latest_decided(connection, request_hash, key_id, state, decided_after)
 
-    @_to_its_end
+    @to_its_end
     async def pending_before(self, request_hash: str, key_id: str, created_before: float, now: float) -> list[Ticket]:
         """Pending tickets of this request and key that are older than `created_before`, oldest first."""
         async with self._read() as connection:
             return await escalation_rows.pending_before(connection, request_hash, key_id, created_before, now)
 
-    @_to_its_end
+    @to_its_end
     async def untold_tickets(self, limit: int = 100) -> list[Ticket]:
         """Tickets with a change that the book does not know yet, oldest first."""
         async with self._read() as connection:
             return await escalation_rows.untold(connection, limit)
 
-    @_to_its_end
+    @to_its_end
     async def ticket_told(self, ticket_id: str, version: int) -> None:
         """The book knows the ticket up to `version`."""
         async with self._write() as connection:
             await escalation_rows.told(connection, ticket_id, version)
 
-    @_to_its_end
+    @to_its_end
     async def add_link_token(self, token: LinkToken) -> None:
         async with self._write() as connection:
             await escalation_rows.add_token(connection, token)
 
-    @_to_its_end
+    @to_its_end
     async def find_link_token(self, token_hash: str) -> LinkToken | None:
         async with self._read() as connection:
             return await escalation_rows.token(connection, token_hash)
 
-    @_to_its_end
+    @to_its_end
     async def claim_notices(self, now: float, lease_s: float, limit: int = 32) -> list[Notice]:
         """Due notices, `attempts` counted up, each for one claimer only until `lease_s` is over."""
         async with self._read() as connection:
@@ -362,7 +288,7 @@ class Store:
         async with self._write() as connection:
             return await escalation_rows.claim_notices(connection, due, now, lease_s)
 
-    @_to_its_end
+    @to_its_end
     async def settle_notice(
         self, notice: Notice, state: NoticeState, next_attempt_at: float, error: str | None = None
     ) -> None:
@@ -370,12 +296,12 @@ class Store:
         async with self._write() as connection:
             await escalation_rows.settle_notice(connection, notice, state, next_attempt_at, error)
 
-    @_to_its_end
+    @to_its_end
     async def ticket_notices(self, ticket_id: str) -> list[Notice]:
         async with self._read() as connection:
             return await escalation_rows.notices(connection, ticket_id)
 
-    @_to_its_end
+    @to_its_end
     async def forget_tickets(self, created_before: float) -> int:
         """Deletes ended tickets that the book knows, with their notices and links; how many."""
         async with self._write() as connection:
@@ -383,56 +309,56 @@ class Store:
 
     # Runs. `evaluate/durable/journal.py` works on them; the last four are for whoever looks at them.
 
-    @_to_its_end
+    @to_its_end
     async def create_run(self, run: RunRecord) -> RunRecord:
         """The run as it is stored: this one, or an earlier one of the same id."""
         async with self._write(durable=True) as connection:
             return await run_rows.create(connection, run)
 
-    @_to_its_end
+    @to_its_end
     async def claim_run(self, run_id: str, owner: RunOwner, instead_of: str | None, folder: str) -> RunRecord | None:
         """Makes `owner` the owner if the token there is still `instead_of`; None when somebody was first. Whether the
         old owner lives is the caller's to know."""
         async with self._write(durable=True) as connection:
             return await run_rows.claim(connection, run_id, owner, instead_of, folder)
 
-    @_to_its_end
+    @to_its_end
     async def run_seen(self, run_id: str, token: str) -> bool:
         """The owner says that it lives; False when it is the owner no more."""
         async with self._write() as connection:
             return await run_rows.seen(connection, run_id, token, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def release_run(self, run_id: str, token: str, state: RunState, finished_at: float | None = None) -> bool:
         """The owner leaves the run in `state`; False when it is the owner no more."""
         async with self._write(durable=True) as connection:
             return await run_rows.release(connection, run_id, token, state, finished_at, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def put_step(self, step: StepRecord, token: str) -> bool:
         """Inserts or replaces a step, synced to the disk; False, and nothing changes, when `token` is not that of the
         run's owner. May be called again."""
         async with self._write(durable=True) as connection:
             return await run_rows.put_step(connection, step, token, self._clock.now())
 
-    @_to_its_end
+    @to_its_end
     async def get_run(self, run_id: str) -> RunRecord | None:
         async with self._read() as connection:
             return await run_rows.get(connection, run_id)
 
-    @_to_its_end
+    @to_its_end
     async def list_runs(self, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
         """Newest first."""
         async with self._read() as connection:
             return await run_rows.page(connection, kind, limit)
 
-    @_to_its_end
+    @to_its_end
     async def run_steps(self, run_id: str) -> list[StepRecord]:
         """In the order in which they first began."""
         async with self._read() as connection:
             return await run_rows.steps(connection, run_id)
 
-    @_to_its_end
+    @to_its_end
     async def forget_run(self, run_id: str) -> bool:
         """Deletes a run with its steps, not its folder; whether there was one. An owner that still works on it is told
         at its next write."""
@@ -441,13 +367,13 @@ class Store:
 
     # Settings
 
-    @_to_its_end
+    @to_its_end
     async def get_setting(self, name: str) -> str | None:
         async with self._read() as connection:
             value = (await connection.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one_or_none()
             return None if value is None else str(value)
 
-    @_to_its_end
+    @to_its_end
     async def set_setting(self, name: str, value: str | None) -> None:
         """None deletes it."""
         async with self._write() as connection:
@@ -459,42 +385,3 @@ class Store:
                 index_elements=["name"], set_={"value": statement.excluded.value}
             )
             await connection.execute(statement, {"name": name, "value": value})
-
-    # Connections
-
-    def _in_order(self, response_id: str) -> asyncio.Lock:
-        """Changes of one response, in the order in which they were asked for: PostgreSQL takes many at once."""
-        return self._response_locks.setdefault(response_id, asyncio.Lock())
-
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        """One statement without a transaction."""
-        with self._trouble():
-            async with self._backend.reader.connect() as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def _write(self, durable: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A transaction: commits at the end, rolls back on any error."""
-        backend = self._backend
-        writer = backend.durable_writer if durable else backend.writer
-        with self._trouble():
-            if backend.turnstile is None:
-                async with writer.begin() as connection:
-                    yield connection
-            else:
-                async with backend.turnstile, writer.begin() as connection:
-                    yield connection
-
-    @contextmanager
-    def _trouble(self) -> Iterator[None]:
-        if self._closed:
-            raise StoreUnavailable("the store is closed")
-        try:
-            yield
-        except self._backend.errors as error:
-            unavailable = StoreUnavailable("The database cannot be used just now.", retry_after_s=2.0)
-            # The driver's own words: SQLAlchemy's add the parameters, which may be a team's private text.
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            log.warning("%s: %s: %s", unavailable.id, type(cause).__name__, cause)
-            raise unavailable from error
