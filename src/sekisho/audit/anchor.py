@@ -112,8 +112,7 @@ class Anchorer:
         """The book is durable up to here. Returns at once."""
         with self._awake:
             self._told = place
-            due = place.sequence - self._anchored.sequence >= self._config.records
-            if due and not self.failing:  # a place that fails is tried again after `seconds`
+            if self._due():
                 self._awake.notify()
 
     def anchor_now(self) -> Anchor | None:
@@ -144,13 +143,19 @@ class Anchorer:
         self._thread.join()
         self.anchor_now()
 
+    def _due(self) -> bool:
+        """Whether `records` were told since the last anchor. A place that fails is tried again after `seconds`."""
+        told = self._told
+        return told is not None and told.sequence - self._anchored.sequence >= self._config.records and not self.failing
+
     def _work(self) -> None:
         self.anchor_now()
         while True:
             with self._awake:
                 if self._closing:
                     return
-                self._awake.wait(self._config.seconds)
+                if not self._due():  # it may have become due while the last anchor was written: nobody tells it again
+                    self._awake.wait(self._config.seconds)
                 if self._closing:
                     return
             self.anchor_now()

@@ -250,16 +250,15 @@ def _load_ratchet(secrets: Path) -> _RatchetFile | None:
     path = secrets / RATCHET_FILE
     try:
         with path.open("rb") as file:
-            body = file.read()
-            mine = os.fstat(file.fileno())
+            try:
+                return msgspec.json.decode(file.read(), type=_RatchetFile)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                # compared while it is open: its number in the file system is given to no later file meanwhile
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    raise KeyUnavailable(f"{RATCHET_FILE} is damaged") from error
     except FileNotFoundError:
         return None
-    try:
-        return msgspec.json.decode(body, type=_RatchetFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if not os.path.samestat(mine, path.stat()):
-            return _load_ratchet(secrets)  # the writer has put another one there and overwritten this one meanwhile
-        raise KeyUnavailable(f"{RATCHET_FILE} is damaged") from error
+    return _load_ratchet(secrets)  # the writer has put another one there and overwritten this one meanwhile
 
 
 def _key(path: Path, files: Files) -> bytes:
