@@ -58,9 +58,9 @@ class EngineWorkers:
             status = self._supervisor.status(name)
             which = "old" if present else "new"
             if status.state == "misconfigured" or (status.exit_code is not None and not present):
-                raise self._failed(name, f"the {which} worker ended with {status.exit_code}")
+                raise self._ended(name, f"the {which} worker ended with {status.exit_code}")
             if self._clock.monotonic() - began_s > self._ready_timeout_s:
-                raise self._failed(name, f"the {which} worker was not ready within {self._ready_timeout_s:g} s")
+                raise self._late(name, f"the {which} worker was not ready within {self._ready_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)
 
     def take_over(self) -> None:
@@ -73,7 +73,7 @@ class EngineWorkers:
         status = self._supervisor.status(self._name)
         if status.state not in ("misconfigured", "failing"):
             return None
-        return self._failed(self._name, f"the new worker ended with {status.exit_code} ({status.state})")
+        return self._ended(self._name, f"the new worker ended with {status.exit_code} ({status.state})")
 
     async def pause(self) -> None:
         await self._supervisor.pause(self._name)
@@ -91,9 +91,14 @@ class EngineWorkers:
         self._supervisor.rename(names)
         self._urls = {names.get(name, name): url for name, url in self._urls.items()}
 
-    def _failed(self, name: str, why: str) -> WorkerFailed:
+    def _ended(self, name: str, why: str) -> WorkerFailed:
+        """With the last lines of the life that ended: a later one may have begun, and said something else."""
+        tail = self._supervisor.last_words(name)
+        return WorkerFailed(": ".join((why, *tail[-1:])), tail)
+
+    def _late(self, name: str, why: str) -> WorkerFailed:
         """With its last lines; where a later life has said nothing yet, those of the one before."""
-        tail = self._supervisor.log_tail(name) or self._supervisor.status(name).log_tail
+        tail = self._supervisor.log_tail(name) or self._supervisor.last_words(name)
         return WorkerFailed(": ".join((why, *tail[-1:])), tail)
 
     @property

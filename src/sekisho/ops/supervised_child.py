@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _KILL: int = getattr(signal, "SIGKILL", 9)
 _NOT_STARTED = 127  # as a shell says it
+_LAST_WORDS_S = 10.0
+"""For the thread that copies the log to come to the end of what a dead child said: milliseconds, but a busy machine may
+not run it for seconds. Only what has left the child's group and holds its output makes us wait so long."""
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -58,6 +61,7 @@ class SupervisedChild:
     ) -> None:
         self.spec = spec
         self.status = ChildStatus(spec.name, "starting", since=clock.now())
+        self.last_words: tuple[str, ...] = ()
         self._run = run
         self._policy = policy
         self._clock = clock
@@ -79,6 +83,7 @@ class SupervisedChild:
             return
         self._stopping.clear()
         self._exits = Exits(self._policy)
+        self.last_words = ()
         self._become("starting")
         self.begin()
 
@@ -118,6 +123,7 @@ class SupervisedChild:
                 self._log.write(f"cannot start {self.spec.argv[0]}: {error}\n".encode())
                 self._log.close()
                 code = _NOT_STARTED
+            self.last_words = self.log_tail
             decision = self._exits.ended(
                 now_s=self._clock.monotonic(),
                 ran_s=self._clock.monotonic() - began,
@@ -162,7 +168,7 @@ class SupervisedChild:
             process_tree.signal_group(process.pid, _KILL)  # what it started and left behind
             self._guardian.drop(process.pid)
             os.close(lifeline_end)
-            await asyncio.wait({drained}, timeout=1.0)
+            await asyncio.wait({drained}, timeout=_LAST_WORDS_S)
             self._log.close()
             self._process = None
 

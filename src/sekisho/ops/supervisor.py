@@ -129,6 +129,11 @@ class Supervisor:
         """The last lines that a child's process has written. Raises KeyError."""
         return self._children[name].log_tail
 
+    def last_words(self, name: str) -> tuple[str, ...]:
+        """The last lines of a child's process that ended, whatever a later one says; empty where none has ended. Raises
+        KeyError."""
+        return self._children[name].last_words
+
     def statuses(self) -> list[ChildStatus]:
         return [child.status for child in self._children.values()]
 
