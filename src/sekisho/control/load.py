@@ -7,6 +7,7 @@ Tokens are those of the engine's `usage`; moments are those at which the pieces 
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from random import Random
 from statistics import median
 from typing import Any, Final
@@ -130,8 +131,11 @@ def resident_bytes(process: int | None) -> int | None:
         return None
     try:
         parent = psutil.Process(process)
-        family = [parent, *parent.children(recursive=True)]
-        return sum(int(each.memory_info().rss) for each in family)
+        found = int(parent.memory_info().rss)
+        for child in parent.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                found += int(child.memory_info().rss)
+        return found
     except psutil.Error as error:
         raise MeasurementFailed(f"the engine's process {process} cannot be looked at: {error}") from error
 

@@ -292,6 +292,7 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         if self._transport is not None:
+            self._to_the_end = False  # what is cut here is not whole
             self._transport.abort()
 
     # --- the transport's side ---------------------------------------------------------------------------------------
@@ -336,6 +337,10 @@ class _Connection(asyncio.Protocol):
             self._reader.set_result(None)
 
     # --- the parser's side ------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:  # in the same read as the end of ours
+            raise ValueError("an answer that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)

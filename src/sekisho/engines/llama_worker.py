@@ -210,7 +210,7 @@ def serve(config: ModelConfig, port: int, api_key: str) -> None:
             print(_NOT_NEEDED, file=sys.stderr, flush=True)  # noqa: T201
         serving.serve(config, path, port, api_key, lambda part, at, files: started(part, path, at, api_key, files))
     server = started(config, path, port, api_key)
-    print(f"serving {config.name} ({path}) on {server.listening_address}", file=sys.stderr, flush=True)  # noqa: T201
+    _tell(f"serving {config.name} ({path}) on {server.listening_address}")
     while True:
         time.sleep(3600)
 
@@ -233,15 +233,19 @@ def started(config: ModelConfig, path: Path, port: int, api_key: str, slot_files
         ) from error
 
 
+def _tell(line: str) -> None:
+    """llama.cpp's log has a thread of its own, which may be in the middle of a line: ours begins a new one."""
+    start = "\n" if "xllamacpp" in sys.modules else ""
+    sys.stderr.write(f"{start}{line}\n")
+    sys.stderr.flush()
+
+
 def main(arguments: list[str] | None = None) -> int:
     try:
         order = begin("sekisho.engines.llama_worker", __doc__, arguments)
         serve(order.config, order.port, order.api_key)
     except WorkerError as error:
-        # llama.cpp's log has a thread of its own, which may be in the middle of a line: ours begins a new one.
-        start = "\n" if "xllamacpp" in sys.modules else ""
-        sys.stderr.write(f"{start}error: {error}\n")
-        sys.stderr.flush()
+        _tell(f"error: {error}")
         return EXIT_CONFIGURATION if error.final else EXIT_FAILED
     return 0
 

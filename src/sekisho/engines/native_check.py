@@ -26,6 +26,7 @@ TOKENS: Final = 12
 SCHEMA: Final = {"enum": ["sekisho"]}
 SCHEMA_KIND: Final = "schema"
 _LIKELIEST: Final = 10
+_ANY_PORT: Final = 0  # nobody asks there
 _FIRST, _SPAN = 40, 200  # tokens that every vocabulary has
 
 
@@ -123,7 +124,7 @@ def _server(order: Order, kind: str) -> Any:
     alike: Any = {"kv_type_k": kind, "kv_type_v": kind, "slots": 1}
     config = msgspec.structs.replace(order.config, **alike)
     key = llama_worker.new_key()
-    params = llama_worker.parameters(config, llama_worker.model_path(config), llama_worker.free_port(), key)
+    params = llama_worker.parameters(config, llama_worker.model_path(config), _ANY_PORT, key)
     params.n_threads_http = 1
     params.no_extra_bufts = not order.extra_buffers
     return xllamacpp.Server(params)

@@ -17,10 +17,11 @@ from sekisho.control.perplexity.output_matrix import OutputMatrix
 from sekisho.core.decoding import decoded
 from sekisho.engines import lifeline, llama_worker, native_build, stretches
 from sekisho.engines.config import ModelConfig
-from sekisho.engines.worker_process import WorkerError, free_port, new_key
+from sekisho.engines.worker_process import WorkerError, new_key
 
 ORDER, ANSWER = "order.json", "answer.json"
 _NICE: Final = 10
+_ANY_PORT: Final = 0  # llama.cpp takes a free one and tells it; one that was free a moment ago may be taken by now
 _MOST_NUMBERS: Final = 4_000_000  # hidden states of one answer, as JSON about 12 bytes each
 _BYTES_A_NUMBER: Final = 80  # as text, as Python's float, in the array
 _LEAST_STRETCH: Final = 64
@@ -98,7 +99,7 @@ def _parameters(config: ModelConfig, path: Path, length: int, key: str) -> Any:
     import xllamacpp
 
     alone = msgspec.structs.replace(config, slots=1, context=length, mmproj=None, embeddings=False)
-    params = llama_worker.parameters(alone, path, free_port(), key)
+    params = llama_worker.parameters(alone, path, _ANY_PORT, key)
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
     params.embd_normalize = -1

@@ -29,11 +29,12 @@ from sekisho.engines.llama_demotion.relay import Relay
 from sekisho.engines.llama_demotion.slots import Slots
 from sekisho.engines.llama_demotion.transfer import Storing
 from sekisho.engines.slot_file import StoredType
-from sekisho.engines.worker_process import WorkerError, free_port
+from sekisho.engines.worker_process import WorkerError
 
 Start = Callable[[ModelConfig, int, Path], Any]
-"""Starts one of llama.cpp's servers on a port, with a folder for slot files. Raises WorkerError."""
+"""Starts one of llama.cpp's servers on a port (0: a free one), with a folder for slot files. Raises WorkerError."""
 _WAITING: Final = 128
+_ANY_PORT: Final = 0  # llama.cpp takes a free one; one that was free a moment ago may be taken by now
 _COPIES: Final = 2  # of a full context at 16 bits, that the folder has room for: the one, and what is made of it
 
 
@@ -60,9 +61,8 @@ def serve(config: ModelConfig, path: Path, port: int, api_key: str, start: Start
         listener = _listener(port)
         with waiting.answering(listener):
             for part in (config, reader_config(config)):
-                own = free_port()
-                servers.append(start(part, own, folder))
-                roots.append(f"http://127.0.0.1:{own}")
+                servers.append(start(part, _ANY_PORT, folder))
+                roots.append(servers[-1].listening_address)
         say(f"serving {config.name} ({path}) on http://127.0.0.1:{port}")
         front = assembled(config, shape, folder, roots[0], roots[1], api_key)
         asyncio.run(_answer(front, listener, folder))

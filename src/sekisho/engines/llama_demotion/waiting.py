@@ -3,6 +3,8 @@ the worker's process could answer meanwhile. `python -m sekisho.engines.llama_de
 
 import contextlib
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -18,13 +20,14 @@ _ANSWER: Final = (
     b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
 )
 _HEAD_BYTES: Final = 1 << 16
-_PATIENCE_S: Final = 1.0
+_PATIENCE_S: Final = 5.0
+_LEAVING_S: Final = 15.0
 
 
 @contextmanager
 def answering(listener: socket.socket) -> Iterator[None]:
-    """Whoever asks at `listener` within the block is told; who comes at its end waits for whoever listens next. Where
-    descriptors cannot be handed on, nobody answers."""
+    """Whoever asks at `listener` within the block is told; who is being told at its end is told to the end, and who
+    comes then waits for whoever listens next. Where descriptors cannot be handed on, nobody answers."""
     if os.name != "posix":
         yield
         return
@@ -35,14 +38,25 @@ def answering(listener: socket.socket) -> Iterator[None]:
     try:
         yield
     finally:
-        child.kill()
+        child.terminate()
+        try:
+            child.wait(_LEAVING_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
         child.communicate()
 
 
 def main() -> None:
     lifeline.die_with_parent()
     listener = socket.socket(fileno=int(sys.argv[1]))
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    signal.set_wakeup_fd(tells.fileno())
+    signal.signal(signal.SIGTERM, lambda *_: None)  # heard between two askers
     while True:
+        ready, _, _ = select.select((listener, told), (), ())
+        if told in ready:
+            return
         asker, _ = listener.accept()
         with asker, contextlib.suppress(OSError):
             asker.settimeout(_PATIENCE_S)
