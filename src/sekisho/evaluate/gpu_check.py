@@ -119,11 +119,10 @@ async def _while(work: Awaitable[object], read: Read, every_s: float) -> list[Gp
 
 
 def _extreme(readings: Sequence[GpuReading], pick: Callable[[Sequence[float]], float]) -> GpuReading:
-    """Card by card the most or least memory, and always the most use."""
-    if not readings:
-        return GpuReading()
+    """Card by card the most or least memory, and always the most use. A driver may be too busy to answer at times."""
+    last = next((reading for reading in reversed(readings) if reading.gpus), GpuReading())
     found = []
-    for card in readings[-1].gpus:
+    for card in last.gpus:
         same = [gpu for reading in readings if (gpu := reading.get(card.index)) is not None]
         used = [gpu.used_bytes for gpu in same if gpu.used_bytes is not None]
         busy = [gpu.busy for gpu in same if gpu.busy is not None]
@@ -132,7 +131,7 @@ def _extreme(readings: Sequence[GpuReading], pick: Callable[[Sequence[float]], f
                 card, used_bytes=int(pick(used)) if used else None, busy=max(busy) if busy else None
             )
         )
-    return GpuReading(tuple(found), readings[-1].source)
+    return GpuReading(tuple(found), last.source)
 
 
 def judge(

@@ -5,7 +5,9 @@ All times are `time.perf_counter`, which on one machine is the same clock in eve
 """
 
 import asyncio
+import select
 import ssl
+import sys
 from time import perf_counter
 from typing import Final, Literal, cast
 
@@ -85,8 +87,9 @@ class Connections:
     ) -> Exchange:
         """Sends a request and collects its answer. Never raises for what the other side does: that is `trouble`.
 
-        `fresh`: on a connection of its own. A kept connection that was stale (it ends within `STALE_S` of the request
-        and without a byte) is replaced once; one that ends later is `cut`, as a server may have died over the request.
+        `fresh`: on a connection of its own. A kept connection whose end is here already is not used; one that was stale
+        all the same (it ends within `STALE_S` of the request and without a byte) is replaced once; one that ends later
+        is `cut`, as a server may have died over the request.
         Cancelling closes the connection, as a client does that goes away.
         """
         message = self._message(method, path, body, headers or {})
@@ -124,8 +127,9 @@ class Connections:
     def _kept(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open:
+            if connection.is_open and not connection.has_news:
                 return connection
+            connection.abort()
             self._all.discard(connection)
         return None
 
@@ -174,6 +178,13 @@ class _Connection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         return self._transport is not None and not self._lost and not self._transport.is_closing()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the system holds something that the loop has not read yet. Between two exchanges that is an end, or
+        what nobody asked for."""
+        assert self._transport is not None
+        return _readable(self._transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -294,3 +305,12 @@ class _Connection(asyncio.Protocol):
         if self._exchange is not None and self._done is not None and not self._done.done():
             self._exchange.ended_s = perf_counter()
             self._done.set_result(None)
+
+
+def _readable(descriptor: int) -> bool:
+    """Does not wait."""
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -26,6 +26,8 @@ SPACING_S = 20.0
 """Between two restarts: more than four a minute look like a crash loop to our supervisor."""
 READY_TIMEOUT_S = 600.0
 FILE = "cold.json"
+LOOK_LIMITS = Limits(connect_s=2.0, silence_s=5.0)
+"""How long a look waits for a server before it counts as down."""
 _POLL_S = 0.05
 _READY_PATH = "/v1/models"
 _WORDS_OF_COMMAND = 300
@@ -136,7 +138,7 @@ def by_command(argv: Sequence[str], target: Target, timeout_s: float = READY_TIM
     async def run() -> Restarted:
         begun_s = perf_counter()
         try:
-            async with asyncio.timeout(timeout_s), Connections(target, Limits(connect_s=2.0, silence_s=5.0)) as look:
+            async with asyncio.timeout(timeout_s), Connections(target, LOOK_LIMITS) as look:
                 return await _watched(argv, look, begun_s)
         except TimeoutError:
             why = f"{target.url} did not answer within {timeout_s:g} s of the restart: see the server's log"

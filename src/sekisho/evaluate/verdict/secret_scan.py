@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -191,7 +192,9 @@ def _in_stream(
         yield None, len(fresh)
         block = carried + fresh
         cut = bool(following) and not fresh.endswith(b"\n")
-        finds = _own(block, known) if binary or own_only else [*_own(block, known), *_foreign(block)]
+        finds = _own(block, known)
+        if not binary and not own_only:
+            finds += _outside(finds, _foreign(block))
         for start, end, leak in sorted(finds, key=lambda find: find[0]):
             told = end < len(carried) or (end == len(carried) and start < end - _HELD_BYTES)
             held = cut and end == len(block) and start >= end - _HELD_BYTES
@@ -226,6 +229,17 @@ def _own(block: bytes, known: Mapping[str, KeyRecord]) -> list[Find]:
         )
         finds.append((match.start(), match.end(), leak))
     return finds
+
+
+def _outside(own: list[Find], foreign: list[Find]) -> list[Find]:
+    """Those that begin in no key of ours: its random characters may by chance look like a vendor's key."""
+    starts = [start for start, _, _ in own]
+    kept = []
+    for find in foreign:
+        before = bisect_right(starts, find[0])
+        if before == 0 or own[before - 1][1] <= find[0]:
+            kept.append(find)
+    return kept
 
 
 def _foreign(block: bytes) -> list[Find]:
