@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from sekisho.ops.restart_policy import RestartPolicy
 from sekisho.ops.supervisor import ChildSpec, Supervisor
 from sekisho.serve.agent_alerts import AgentAlerts
 
-QUICK = RestartPolicy(first_delay_s=0.01, max_delay_s=0.05, reset_after_s=0.5)
+STEADY_S = 50.0  # of the loop's clock, which the test moves on: a slow start of a child must not pass for a steady run
+QUICK = RestartPolicy(first_delay_s=0.01, max_delay_s=0.05, reset_after_s=STEADY_S)
 KEY_ENV = "SEKISHO_TEST_WEBHOOK_KEY"
 
 
@@ -48,17 +50,19 @@ async def test_an_agent_that_stays_dead_is_told_once_and_so_is_its_return(
     url, told = arrived
     monkeypatch.setenv(KEY_ENV, "secret")
     alerts = AgentAlerts(ControlConfig(webhook_url=url, webhook_key_env=KEY_ENV))
-    mended = tmp_path / "mended"
+    mended, runs = tmp_path / "mended", tmp_path / "agent.pid"
     code = (
-        "import os, sys, time; print('no room on the disk');"
-        f"time.sleep(600) if os.path.exists({str(mended)!r}) else sys.exit(3)"
+        "import os, sys, time; print('no room on the disk')\n"
+        f"if not os.path.exists({str(mended)!r}): sys.exit(3)\n"
+        "with open(sys.argv[1] + '.pid', 'w') as file: file.write(str(os.getpid()))\n"
+        "time.sleep(600)"
     )
     children = [
-        ChildSpec(name, (sys.executable, "-u", "-S", "-c", code), tmp_path / f"{name}.log")
+        ChildSpec(name, (sys.executable, "-u", "-S", "-c", code, str(tmp_path / name)), tmp_path / f"{name}.log")
         for name in ("agent", "engine")
     ]
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(60 + STEADY_S),
         Supervisor(tmp_path, children, policy=QUICK, on_change=alerts.changed) as supervisor,
     ):
         headers, body = await told.get()
@@ -72,6 +76,10 @@ async def test_an_agent_that_stays_dead_is_told_once_and_so_is_its_return(
             await asyncio.sleep(0.01)
         assert told.empty()
         mended.touch()
+        while not runs.exists() or runs.read_text() != str(supervisor.status("agent").pid):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: time.monotonic() + STEADY_S)
         alert = json.loads((await told.get())[1])["alert"]
         assert (alert["severity"], alert["text"]) == ("info", "the control agent runs again")
     await alerts.close()

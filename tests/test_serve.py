@@ -42,7 +42,7 @@ async def test_a_gateway_that_is_too_busy_to_answer_is_asked_again(monkeypatch: 
         config = GatewayConfig(port=listener.sockets[0].getsockname()[1])
         nobody = cast(Any, SimpleNamespace(statuses=list))
         assert await supervising._until_ready(nobody, config) == ()
-    assert asked == 2
+    assert asked >= 2  # on a machine that is slow the second may be given up too
 
 
 @pytest.fixture

@@ -16,26 +16,28 @@ class FaultyFiles(Files):
     a write beyond it is short first, as on a real full disk.
 
     The anchors' thread writes when it likes, so it would take a fault that is counted, or a part of the room, from the
-    segment that a test means: it meets only the faults that last."""
+    segment that a test means: it meets only the faults that last. Threads write while a test sets and heals faults."""
 
     def __init__(self) -> None:
-        self.failing: dict[str, int] = {}
-        self.left: dict[str, float] = {}
+        self.failing: dict[str, tuple[int, float]] = {}
         self.room_bytes: int | None = None
+        self._changing = threading.Lock()
 
     def fail(self, operation: str, error: int = errno.EIO, times: float = math.inf) -> None:
-        self.failing[operation] = error
-        self.left[operation] = times
+        with self._changing:
+            self.failing[operation] = error, times
 
     def heal(self) -> None:
-        self.failing.clear()
-        self.room_bytes = None
+        with self._changing:
+            self.failing.clear()
+            self.room_bytes = None
 
     def _check(self, operation: str) -> None:
-        error = self.failing.get(operation)
-        if error is not None and self.left[operation] > 0 and (self._mine() or self.left[operation] == math.inf):
-            self.left[operation] -= 1
-            raise OSError(error, os.strerror(error))
+        with self._changing:
+            error, left = self.failing.get(operation, (0, 0))
+            if left > 0 and (self._mine() or left == math.inf):
+                self.failing[operation] = error, left - 1
+                raise OSError(error, os.strerror(error))
 
     def _mine(self) -> bool:
         return threading.current_thread().name != "sekisho-anchor"
@@ -46,11 +48,12 @@ class FaultyFiles(Files):
 
     def write(self, descriptor: int, blob: bytes) -> int:
         self._check("write")
-        if self.room_bytes is not None and self._mine():
-            if self.room_bytes == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            blob = blob[: self.room_bytes]
-            self.room_bytes -= len(blob)
+        with self._changing:
+            if self.room_bytes is not None and self._mine():
+                if self.room_bytes == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                blob = blob[: self.room_bytes]
+                self.room_bytes -= len(blob)
         return super().write(descriptor, blob)
 
     def sync(self, descriptor: int) -> None:

@@ -122,6 +122,32 @@ async def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
         ReaderKeys.load(shelf.secrets)
 
 
+async def test_a_state_that_is_replaced_twice_is_not_taken_for_the_one_that_was_read(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may give the number of a file that is gone to the next one: what was overwritten while it was read
+    is no damage, however many have come after it."""
+    await _two_segments(shelf)
+    path, real_open, real_stat = shelf.secrets / keys.RATCHET_FILE, Path.open, Path.stat
+    writer = WriterKeys.load_or_create(shelf.secrets)
+    index = writer.index
+
+    def slow_open(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened = real_open(self, *arguments, **options)
+        if self == path and writer.index == index:
+            writer.erase_up_to(index)
+        return opened
+
+    def slow_stat(self: Path, **options: Any) -> os.stat_result:
+        if self == path and writer.index < index + 10:
+            writer.erase_up_to(writer.index)
+        return real_stat(self, **options)
+
+    monkeypatch.setattr(Path, "open", slow_open)
+    monkeypatch.setattr(Path, "stat", slow_stat)
+    assert ReaderKeys.load(shelf.secrets).ratchet_index == index + 2
+
+
 def test_hkdf_is_rfc_5869() -> None:
     """Test case 1 of RFC 5869, cut to our one block of 32 bytes."""
     salt, info = bytes.fromhex("000102030405060708090a0b0c"), bytes.fromhex("f0f1f2f3f4f5f6f7f8f9")

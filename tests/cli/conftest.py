@@ -1,16 +1,27 @@
 """What tests of commands share: a home of their own, and the program called in this process."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))  # the harness lies beside the doctor's tests
+
+from doctor_harness import unhurried
+
 from sekisho.cli.running import run
 
 Run = Callable[..., tuple[int, str, str]]
 Answer = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the doctor."""
+    unhurried(monkeypatch)
 
 
 @pytest.fixture

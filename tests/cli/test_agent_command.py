@@ -63,10 +63,10 @@ def test_flags_are_the_policy_from_the_start(engine: str, tmp_path: Path) -> Non
         assert "http://127.0.0.1:" in child.stdout.readline()
         url = read_address(tmp_path / "run")
         assert url is not None
-        policy = AgentClient(url, read_token(tmp_path / "secrets")).get("/v1/policy")
+        policy = AgentClient(url, read_token(tmp_path / "secrets")).get("/v1/policy", timeout_s=60)
     finally:
         child.terminate()
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=60)
     assert (policy["kv"]["mode"], policy["engine"]["slots"], policy["quality"]["max_delta_ppl"]) == (
         "disabled",
         4,
@@ -124,7 +124,7 @@ def test_what_runs_here_is_shown_in_a_table(engine: str, tmp_path: Path) -> None
         again = json.loads(asked("capabilities", "--again", *home, "--json").stdout)
     finally:
         child.terminate()
-        child.communicate(timeout=30)
+        child.communicate(timeout=60)
     assert shown.returncode == japanese.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert all(any(line.startswith(f"llama.cpp {kind} ") for line in lines) for kind in KV_TYPES)

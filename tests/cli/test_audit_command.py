@@ -98,7 +98,7 @@ def test_tail_follows_a_book_that_is_written(book: Path) -> None:
             asyncio.run(_append(writer, verdict(number)))
             assert json.loads(process.stdout.readline())["record"]["request_id"] == f"req_{number}"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.communicate()

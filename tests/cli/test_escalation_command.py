@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from sekisho.cli.running import run
-from sekisho.core.clock import SystemClock
+from sekisho.core.clock import Clock, ManualClock, SystemClock
 from sekisho.core.verdict import Verdict
 from sekisho.gateway.seal import Sealer, load_or_create_key
 from sekisho.guard.desk import Desk
@@ -30,14 +31,19 @@ T = TypeVar("T")
 QUESTION = "薬は何錠まで飲めますか"
 
 
-def at_desk(home: Path, work: Callable[[Desk], Awaitable[T]], config: EscalationConfig | None = None) -> T:
+def at_desk(
+    home: Path,
+    work: Callable[[Desk], Awaitable[T]],
+    config: EscalationConfig | None = None,
+    clock: Clock | None = None,
+) -> T:
     """Does the work at a desk as the server has it: with the home's store and its seal."""
 
     async def there() -> T:
         place = Home(home).create()
         store = await Store.open(str(place.database))
         sealer = Sealer(load_or_create_key(place.secrets / "seal.key"))
-        desk = Desk(lambda: store, config or EscalationConfig(), QuietNotifier(), SystemClock(), sealer=sealer)
+        desk = Desk(lambda: store, config or EscalationConfig(), QuietNotifier(), clock or SystemClock(), sealer=sealer)
         try:
             return await work(desk)
         finally:
@@ -62,8 +68,8 @@ def case(number: int = 1, category: str = "medical") -> Case:
     )
 
 
-def open_ticket(home: Path, number: int = 1, category: str = "medical", config: EscalationConfig | None = None) -> str:
-    return at_desk(home, lambda desk: desk.open(case(number, category)), config).id
+def open_ticket(home: Path, number: int = 1, category: str = "medical") -> str:
+    return at_desk(home, lambda desk: desk.open(case(number, category))).id
 
 
 def settings(home: Path, text: str) -> None:
@@ -149,7 +155,8 @@ def test_the_own_name_is_the_default(answer: Answer, home: Path) -> None:
 
 def test_too_late_is_told(answer: Answer, home: Path) -> None:
     """After its time a ticket is refused; a late decision revives nothing, and ends with 1."""
-    ticket = open_ticket(home, config=EscalationConfig(timeout_s=0.01))
+    yesterday = ManualClock(now=time.time() - 86_400)
+    ticket = at_desk(home, lambda desk: desk.open(case()), EscalationConfig(timeout_s=60), yesterday).id
     told = answer("escalation", "approve", ticket, code=1)
     assert told["error"]["code"] == "ticket_expired"
     assert answer("escalation", "show", ticket)["state"] == "expired"
@@ -173,7 +180,7 @@ def test_a_waiting_server_hears_the_decision(home: Path, answer: Answer) -> None
 
     thread = threading.Thread(target=server)
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     assert run(["escalation", "answer", opened[0], "二錠まで", "--json"]) == 0
-    thread.join(30)
+    thread.join(60)
     assert [(outcome.state, outcome.ticket.answer) for outcome in found] == [("answered", "二錠まで")]

@@ -42,7 +42,7 @@ def home(tmp_path: Path, unused_tcp_port: int) -> Iterator[Path]:
     state = running(Home(path))
     if state is not None:
         os.kill(state.pid, signal.SIGTERM)
-        psutil.Process(state.pid).wait(30)
+        psutil.Process(state.pid).wait(60)
 
 
 def ask(url: str, key: str) -> Any:
@@ -93,7 +93,7 @@ def test_up_in_the_foreground_prints_a_banner(home: Path, unused_tcp_port_factor
             if line.startswith("Stop with"):
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     banner = "".join(lines)
     key = next(line for line in lines if line.startswith("  sk-sekisho-")).strip()
     assert f"export SEKISHO_KEY={key}\n" in banner
@@ -107,6 +107,7 @@ def test_taken_port_is_told(home: Path, unused_tcp_port: int) -> None:
     import socket
 
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port is held for this test already
         holder.bind(("127.0.0.1", unused_tcp_port))
         holder.listen()
         failed = program(home, "up", "--detach")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from gateway_harness import LiveGateway
+from kept_port import kept_port
 
 from sekisho.engines import lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
@@ -32,7 +33,7 @@ def write_tiny_gguf(path: Path, context: int = 8192) -> Path:
 @contextmanager
 def served(launch: Callable[..., LiveGateway], folder: Path, model: ModelConfig) -> Iterator[LiveGateway]:
     """A gateway with a local model, both running."""
-    port, key, log = llama_worker.free_port(), llama_worker.new_key(), folder / "worker.log"
+    port, key, log = kept_port(), llama_worker.new_key(), folder / "worker.log"
     worker = Worker(f"http://127.0.0.1:{port}/v1", log)
     environment = os.environ | llama_worker.environment(key) | lifeline.environment()
     with pytest.MonkeyPatch.context() as patch, log.open("wb") as errors:

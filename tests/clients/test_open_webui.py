@@ -22,6 +22,7 @@ import httpx
 import msgspec
 import pytest
 from gateway_harness import LiveGateway
+from kept_port import kept_port
 from local_model import served
 from python_environment import BUILD, python_environment
 
@@ -29,7 +30,6 @@ from sekisho.core.turn import Text
 from sekisho.engines import builtin
 from sekisho.engines.config import ModelConfig
 from sekisho.engines.fake import FakeEngine
-from sekisho.engines.llama_worker import free_port
 from sekisho.store import KeySpec
 
 pytestmark = [pytest.mark.openwebui, pytest.mark.timeout(1800)]
@@ -124,7 +124,7 @@ def webui(live: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     programs = python_environment("open-webui-venv", *PACKAGES)
     folder = tmp_path_factory.mktemp("open-webui")
     record, key = live.create_key(KeySpec(name="open-webui"))
-    settings, port = printed_settings(live, folder), free_port()
+    settings, port = printed_settings(live, folder), kept_port()
     quiet = {f"ENABLE_{name}_GENERATION": "false" for name in ("TITLE", "TAGS", "FOLLOW_UP")}
     environment = {
         **os.environ,

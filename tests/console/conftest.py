@@ -191,6 +191,8 @@ class Page:
 
     async def goto(self, url: str) -> None:
         await self._load("Page.navigate", url=url)
+        there = f"location.href.split('#')[0] === {json.dumps(url.partition('#')[0])}"
+        await self.until(f"{there} && document.readyState === 'complete'")  # no earlier page's end was heard
 
     async def reload(self) -> None:
         await self._load("Page.reload")
@@ -300,7 +302,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _debugging_port(profile: Path, child: subprocess.Popen[bytes]) -> str:
     note = profile / "DevToolsActivePort"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and child.poll() is None:
         if note.exists() and len(lines := note.read_text().splitlines()) == 2:
             return lines[0] + lines[1]

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from kept_port import KeptPort
 
 from sekisho.control.policy import (
     GIB,
@@ -314,6 +315,7 @@ class WorkerSwapper:
         self.config, self.url = config, ""
         self.log = folder / "worker.log"
         self._child: subprocess.Popen[bytes] | None = None
+        self._ports: list[KeptPort] = []
 
     def placed(self) -> Placed:
         return Placed(self.config, self.url)
@@ -337,7 +339,8 @@ class WorkerSwapper:
         return SwapReport(model, "moved", "side_by_side", "there is room", 1.0, 1.5, 2.0, was, now)
 
     def _begin(self, config: ModelConfig) -> tuple[subprocess.Popen[bytes], str]:
-        port = worker_process.free_port()
+        self._ports.append(KeptPort())
+        port = self._ports[-1].number
         argv = (torch_worker if config.engine == "torch" else llama_worker).argv(config, port)
         env = os.environ | lifeline.environment() | worker_process.environment(KEY)
         with self.log.open("wb") as log:
@@ -345,12 +348,15 @@ class WorkerSwapper:
         return child, f"http://127.0.0.1:{port}/v1"
 
     def _take_over(self, config: ModelConfig, url: str, child: subprocess.Popen[bytes]) -> None:
-        self.stop()
-        self.config, self.url, self._child = config, url, child
+        before, self.config, self.url, self._child = self._child, config, url, child
+        if before is not None:
+            _end(before)
 
     def stop(self) -> None:
         if self._child is not None:
             _end(self._child)
+        for port in self._ports:
+            port.close()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ from sekisho.control.base import Actuator, ActuatorFailed
 from sekisho.control.policy import Policy
 from sekisho.core.decoding import Undecodable
 from sekisho.engines.config import ModelConfig
+from sekisho.engines.http_client import HttpClient
 from sekisho.ops.engine_swap import Placed
 
 Between = tuple[EngineServer, Actuator, Callable[..., None]]
@@ -152,8 +153,11 @@ async def test_a_question_under_way_ends_where_it_began(addresses: list[Counted]
     await http.close()
 
 
-async def test_an_address_that_is_none_changes_nothing(addresses: list[Counted]) -> None:
-    """The engine stays where it was, with its connections."""
+async def test_an_address_that_is_none_changes_nothing(
+    addresses: list[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine stays where it was, with its connections, however long it takes to ask again."""
+    monkeypatch.setitem(HttpClient.__init__.__kwdefaults__, "keepalive_s", 3600.0)
     http = EngineHttp("m", "an engine", addresses[0].url, KEY)
     await http.ask("GET", "/health")
     with pytest.raises(ActuatorFailed, match="not an http address"):

@@ -54,11 +54,10 @@ def test_the_computed_size_is_the_one_that_llama_cpp_allocates(keys: str, values
     """As its own log tells for 1,024 tokens, to the hundredth of a MiB that it prints."""
     code = (
         "import sys, msgspec, xllamacpp\n"
-        "from sekisho.engines import llama_worker, worker_process\n"
+        "from sekisho.engines import llama_worker\n"
         "from sekisho.engines.config import ModelConfig\n"
         "config = msgspec.json.decode(sys.argv[1], type=ModelConfig)\n"
-        "port = worker_process.free_port()\n"
-        "params = llama_worker.parameters(config, llama_worker.model_path(config), port, 'key')\n"
+        "params = llama_worker.parameters(config, llama_worker.model_path(config), 0, 'key')\n"
         "params.verbosity = 4\n"
         "server = xllamacpp.Server(params)\n"
         "sys.stdin.read()\n"

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,20 @@ def test_a_driver_that_aborts_takes_only_its_own_finding(tmp_path: Path) -> None
     assert "signal 6: driver: assertion failed" in (provider.int8.reason or "")
 
 
-def test_a_driver_that_hangs_ends_at_the_deadline(tmp_path: Path) -> None:
-    """What it told before stands; the rest is tried again behind it."""
+def test_a_driver_that_hangs_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it told before stands; the rest is tried again behind it. The deadline passes for the child that hangs, and
+    for no other, however slow this machine is."""
+    read = capabilities._read
+
+    def read_by_deadline(child: "subprocess.Popen[bytes]", deadline_s: float | None) -> tuple[str, str]:
+        if deadline_s is None:
+            return read(child, None)
+        hung = tmp_path / f"hung-{child.pid}"
+        while child.poll() is None and not hung.exists():
+            time.sleep(0.01)
+        return read(child, 0.05 if hung.exists() else None)
+
+    monkeypatch.setattr(capabilities, "_read", read_by_deadline)
     prober = acting(
         tmp_path,
         "if what == 'llama-list':\n"
@@ -135,6 +148,7 @@ def test_a_driver_that_hangs_ends_at_the_deadline(tmp_path: Path) -> None:
         "'memory_free_bytes': 1, 'version': '9'}))\n"
         "for name in names if what == 'llama' else []:\n"
         "    if name == 'bf16':\n"
+        f"        open({str(tmp_path)!r} + f'/hung-{{os.getpid()}}', 'w').close()\n"
         "        time.sleep(600)\n"
         "    print(json.dumps({'name': name, 'ok': True}), flush=True)\n",
         deadline_s=6.0,

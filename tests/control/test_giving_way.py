@@ -23,12 +23,15 @@ def seen(at_s: float, *, model: str = "m", running: int | None = 0, waiting: int
 async def children() -> list[psutil.Process]:
     """Those of ours that measure, once there is one."""
     while True:
-        with contextlib.suppress(psutil.NoSuchProcess):  # another one that has just ended
-            ours = psutil.Process().children()
-            found = [each for each in ours if any("llama_child" in word for word in each.cmdline())]
-            if found:
-                return found
+        if found := [each for each in psutil.Process().children() if _measures(each)]:
+            return found
         await asyncio.sleep(0.01)
+
+
+def _measures(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # another one that has ended, perhaps long ago
+        return any("llama_child" in word for word in process.cmdline())
+    return False
 
 
 async def test_the_process_that_measures_ends_with_the_first_traffic(tmp_path: Path) -> None:

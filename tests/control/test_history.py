@@ -111,10 +111,10 @@ def test_lines_backwards_are_the_lines(lines: list[bytes], block: int) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from sekisho.control.history import History
+from sekisho.control.history import Bounds, History
 from sekisho.core.clock import SystemClock
 
-history = History(Path(sys.argv[1]), SystemClock())
+history = History(Path(sys.argv[1]), SystemClock(), Bounds(bytes=1 << 30))  # however far it comes before it is killed
 while True:
     number = history.next_number()
     if history.append("decisions", {"number": number, "why": "x" * (number % 5000)}):
@@ -174,8 +174,9 @@ def test_a_full_disk_is_told_once_and_the_agent_goes_on(tmp_path: Path, caplog: 
         assert history.lost == 5
         (tmp_path / "metrics-000001.jsonl").unlink()
         assert history.append(METRICS, {"number": 6})
-    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
-    assert "No space left on device" in caplog.records[0].getMessage()
+    told = [record for record in caplog.records if record.name == "sekisho.control.history"]
+    assert [record.levelname for record in told] == ["ERROR", "WARNING"]
+    assert "No space left on device" in told[0].getMessage()
     assert numbers(history) == [6]
     history.close()
 

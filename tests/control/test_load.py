@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 from aiohttp import web
 
@@ -35,15 +36,30 @@ async def serving(answer: "Engine") -> AsyncIterator[str]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     assert runner.addresses
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    await runner.cleanup()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+class SeenClock(ManualClock):
+    """`seen` is set whenever somebody looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = asyncio.Event()
+
+    def monotonic(self) -> float:
+        self.seen.set()
+        return super().monotonic()
 
 
 class Engine:
-    """Speaks OpenAI's streams on a clock of its own: 10 ms a prompt token, then 100 ms a piece of two tokens."""
+    """Speaks OpenAI's streams on a clock of its own: 10 ms a prompt token, then 100 ms a piece of two tokens. The time
+    goes on once the reader has looked at which moment a piece came."""
 
-    def __init__(self, clock: ManualClock, *, status: int = 200, broken: bool = False, silent: bool = False) -> None:
-        self.clock, self.status, self.broken, self.silent = clock, status, broken, silent
+    def __init__(self, *, status: int = 200, broken: bool = False, silent: bool = False) -> None:
+        self.clock, self.status, self.broken, self.silent = SeenClock(), status, broken, silent
         self.bodies: list[dict[str, object]] = []
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -56,8 +72,9 @@ class Engine:
         prompt_tokens = 5 + 2 * len(body["messages"][0]["content"].split())
         self.clock.advance(prompt_tokens / 100)
         for _ in range(0 if self.silent else -(-body["max_tokens"] // 2)):
+            self.clock.seen.clear()
             await self._send(response, {"choices": [{"index": 0, "delta": {"content": "ab"}}]})
-            await asyncio.sleep(0.01)  # lets the reader see the clock before it moves on
+            await self.clock.seen.wait()
             self.clock.advance(0.1)
         if self.broken:
             await self._send(response, {"error": {"message": "out of memory"}})
@@ -72,7 +89,7 @@ class Engine:
 
 async def test_prompts_have_the_wanted_size_and_no_common_beginning() -> None:
     """The two calibration prompts tell what a word costs; then each prompt has the asked tokens, and a new start."""
-    engine = Engine(ManualClock())
+    engine = Engine()
     async with serving(engine) as address:
         plan = LoadPlan("m", contexts=3, prompt_tokens=405, answer_tokens=6, repeats=2, extra={"ignore_eos": True})
         load = await run_load(address, "key", plan, engine.clock)
@@ -86,7 +103,7 @@ async def test_prompts_have_the_wanted_size_and_no_common_beginning() -> None:
 async def test_the_same_seed_asks_the_same() -> None:
     asked = []
     for seed in (1, 1, 2):
-        engine = Engine(ManualClock())
+        engine = Engine()
         async with serving(engine) as address:
             await run_load(address, None, LoadPlan("m", 1, 50, 2, seed=seed), engine.clock)
         asked.append(engine.bodies)
@@ -95,7 +112,7 @@ async def test_the_same_seed_asks_the_same() -> None:
 
 async def test_reading_alone_is_timed_to_the_first_token() -> None:
     """10 ms a token on the engine's clock are 100 tokens a second."""
-    engine = Engine(ManualClock())
+    engine = Engine()
     async with serving(engine) as address:
         load = await run_load(address, None, LoadPlan("m", 1, 400, 4), engine.clock)
     assert prefill_tokens_per_s(load.alone) == pytest.approx(100.0)
@@ -123,14 +140,14 @@ def test_decoding_is_counted_while_all_streams_answer() -> None:
     ],
 )
 async def test_what_the_engine_says_is_told(fault: dict[str, object], said: str) -> None:
-    engine = Engine(ManualClock(), **fault)  # type: ignore[arg-type]
+    engine = Engine(**fault)  # type: ignore[arg-type]
     async with serving(engine) as address:
         with pytest.raises(MeasurementFailed, match=said):
             await run_load(address, None, LoadPlan("m", 1, 50, 2), engine.clock)
 
 
-async def test_nobody_there_is_a_failed_measurement() -> None:
-    address = f"http://127.0.0.1:{llama_worker.free_port()}/v1"
+async def test_nobody_there_is_a_failed_measurement(unused_tcp_port: int) -> None:
+    address = f"http://127.0.0.1:{unused_tcp_port}/v1"
     with pytest.raises(MeasurementFailed, match="does not answer"):
         await run_load(address, None, LoadPlan("m"), SystemClock())
     with pytest.raises(MeasurementFailed, match="did not end within"):
@@ -147,15 +164,28 @@ def test_memory_is_that_of_a_process() -> None:
         resident_bytes(child.pid)
 
 
-async def test_a_real_engine_is_measured() -> None:
+def test_a_child_that_ends_meanwhile_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of an engine's processes and the look at each; the engine itself is there."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended = psutil.Process(child.pid)
+    child.communicate(b"\n")
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [ended])
+    mine = resident_bytes(os.getpid())
+    assert mine is not None
+    assert mine > 2**20
+
+
+async def test_a_real_engine_is_measured(unused_tcp_port: int) -> None:
     """The built-in model in its worker: every figure is there, the streams ran at once, each prompt is of its size."""
     config = ModelConfig("m", path="builtin", context=512, slots=3, threads=1)
-    port, key = llama_worker.free_port(), llama_worker.new_key()
+    key = llama_worker.new_key()
     environment = os.environ | llama_worker.environment(key) | lifeline.environment()
     pipe = asyncio.subprocess.PIPE
-    child = await asyncio.create_subprocess_exec(*llama_worker.argv(config, port), stdin=pipe, env=environment)
+    child = await asyncio.create_subprocess_exec(
+        *llama_worker.argv(config, unused_tcp_port), stdin=pipe, env=environment
+    )
     try:
-        load = await _when_ready(f"http://127.0.0.1:{port}/v1", key, child.pid)
+        load = await _when_ready(f"http://127.0.0.1:{unused_tcp_port}/v1", key, child)
     finally:
         child.kill()
         await child.communicate()
@@ -171,13 +201,16 @@ async def test_a_real_engine_is_measured() -> None:
     assert all(stream.answer_tokens == 128 for stream in load.together)
 
 
-async def _when_ready(address: str, key: str, process: int) -> Load:
+async def _when_ready(address: str, key: str, child: asyncio.subprocess.Process) -> Load:
+    """Of streams that were seen side by side: who is held up himself may find one whole before another begins."""
     plan = LoadPlan("m", contexts=3, prompt_tokens=200, answer_tokens=128, extra=EXTRA)
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await run_load(address, key, plan, SystemClock(), process)
-            except MeasurementFailed as error:
-                if "503" not in str(error) and "does not answer" not in str(error):
-                    raise
-                await asyncio.sleep(0.1)
+    while child.returncode is None:
+        try:
+            load = await run_load(address, key, plan, SystemClock(), child.pid)
+            if decode_tokens_per_s(load.together) is not None:
+                return load
+        except MeasurementFailed as error:
+            if "503" not in str(error) and "does not answer" not in str(error):
+                raise
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"the worker ended with exit code {child.returncode}")

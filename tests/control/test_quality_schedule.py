@@ -1,6 +1,7 @@
 """When quality is measured, on a clock that is moved by hand: days, restarts, jumps, summer time, traffic."""
 
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, time
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -12,6 +13,14 @@ from schedule_harness import BERLIN, HOUR, SETTINGS, TOKYO, Disk, at, run_throug
 
 from sekisho.control.quality_schedule import Schedule, ScheduleSettings, last_slot, next_slot
 from sekisho.core.clock import ManualClock
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_disk() -> Iterator[None]:
+    """Thousands of notes are written here, and none has to outlive a loss of power."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

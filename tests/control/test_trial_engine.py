@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from kept_port import KeptPort
 
 from sekisho.control import trial_room
 from sekisho.control.comparison import OutOfBudget
@@ -23,6 +24,7 @@ from sekisho.control.trial_engine import TrialEngine, TrialPlan, stoppable, unti
 from sekisho.control.trial_quality import Quality
 from sekisho.control.trial_worker import started
 from sekisho.core.clock import SystemClock
+from sekisho.engines import worker_process
 from sekisho.engines.config import ModelConfig
 from sekisho.ops.gpu_sample import GpuReading, GpuSample
 
@@ -38,10 +40,31 @@ def engine(quality: Quality | None = None, own: ModelConfig = OWN, **more: objec
 
 
 def _workers() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children(recursive=True) if "llama_worker" in " ".join(each.cmdline())]
+    return [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # another one that has ended, perhaps long ago
+        return "llama_worker" in " ".join(process.cmdline())
+    return False
 
 
 Workers = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture(autouse=True)
+def kept_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody takes a worker's port between its choice and its start."""
+    kept: list[KeptPort] = []
+
+    def free_port() -> int:
+        kept.append(KeptPort())
+        return kept[-1].number
+
+    monkeypatch.setattr(worker_process, "free_port", free_port)
+    yield
+    for port in kept:
+        port.close()
 
 
 @pytest.fixture
@@ -153,14 +176,15 @@ def test_more_effort_is_longer_answers_and_more_prompts() -> None:
     assert (long.answer_tokens, long.repeats) == (512 - 96 - 32, 4)
 
 
-def test_room_is_that_of_the_largest_worker() -> None:
+def test_room_is_that_of_the_largest_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, KV cache and half a GiB to spare; a card that has more counts where layers may go there."""
+    monkeypatch.setattr("sekisho.ops.swap_room.free_bytes", lambda: 2**32)
     card = GpuReading((GpuSample(0, "card", 2**50, 0),))
     small = trial_room.look([OWN], lambda: GpuReading())
     large = trial_room.look([OWN, msgspec.structs.replace(OWN, slots=40)], lambda: GpuReading())
     assert (large.need_bytes or 0) - (small.need_bytes or 0) == 38 * 512 * TOKEN_BYTES
     assert small.enough
     assert trial_room.look([OWN], lambda: card).free_bytes == 2**50
-    assert trial_room.look([msgspec.structs.replace(OWN, gpu_layers=0)], lambda: card).free_bytes < 2**50
+    assert trial_room.look([msgspec.structs.replace(OWN, gpu_layers=0)], lambda: card).free_bytes == 2**32
     assert not trial_room.look([msgspec.structs.replace(OWN, slots=10**9)], lambda: GpuReading()).enough
     assert trial_room.look([ModelConfig("m", path="/nowhere.gguf")], lambda: GpuReading()).enough

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 import psutil
+from kept_port import kept_port
 
-from sekisho.engines.llama_worker import free_port
 from sekisho.ops import process_tree
 from sekisho.ops.children_file import ChildStatus, read_children
 from sekisho.ops.home import Home
@@ -26,7 +26,7 @@ FAKE = "  - {name: fake, engine: fake, slots: 32}\n"
 CHAT = "/v1/chat/completions"
 
 
-def eventually(fact: Callable[[], Any], within_s: float = 30.0) -> Any:
+def eventually(fact: Callable[[], Any], within_s: float = 60.0) -> Any:
     """The first true value of `fact`, or its last one; generous, because a loaded machine is slow and not wrong."""
     deadline = time.monotonic() + within_s
     while not (found := fact()) and time.monotonic() < deadline:
@@ -51,7 +51,7 @@ class Sekisho:
     def __init__(
         self, folder: Path, models: str = FAKE, port: int | None = None, gateway: str = "", *, agent: bool = False
     ) -> None:
-        self.port = port or free_port()
+        self.port = port or kept_port()
         self.home = Home(folder).create()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""

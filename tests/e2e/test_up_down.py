@@ -23,7 +23,7 @@ def test_up_answers_the_curl_line_and_down_ends_everything(launch: Launch, small
     lines = [line.strip() for line in done.stdout.splitlines()]
     script = "\n".join(line for line in lines if line.startswith(("export ", "curl ")))
     script = script.replace('"messages"', '"max_tokens": 8, "messages"')
-    answer = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    answer = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=100, check=True)
     assert '"chat.completion"' in answer.stdout, answer.stdout
     told = sekisho.json("status")
     assert (told["running"], told["ready"], told["url"]) == (True, True, sekisho.url)
@@ -181,6 +181,7 @@ def _slots_at_work(sekisho: Sekisho) -> list[bool]:
     engine = psutil.Process(sekisho.child("engine-small").pid or 0)
     key = engine.environ()["SEKISHO_WORKER_KEY"]
     port = engine.cmdline()[engine.cmdline().index("--port") + 1]
-    slots = httpx.get(f"http://127.0.0.1:{port}/slots", headers={"authorization": f"Bearer {key}"}).json()
+    headers = {"authorization": f"Bearer {key}"}
+    slots = httpx.get(f"http://127.0.0.1:{port}/slots", headers=headers, timeout=60).json()
     assert slots
     return [bool(slot["is_processing"]) for slot in slots]

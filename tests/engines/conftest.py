@@ -13,8 +13,13 @@ from typing import TypeVar
 
 import aiohttp
 import gguf
+import msgspec
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
+
+from kept_port import kept_port
 
 from sekisho.engines import lifeline, llama_worker, torch_worker, worker_process
 from sekisho.engines.config import ModelConfig
@@ -22,7 +27,6 @@ from sekisho.engines.llama_cpp import LlamaCppEngine
 from sekisho.engines.torch_engine import TorchEngine
 from sekisho.engines.worker_engine import WorkerEngine
 
-sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,9 +34,9 @@ TEMPLATE = (
 CONTEXT = 8192
 
 
-def write_tiny_gguf(path: Path) -> Path:
+def write_tiny_gguf(path: Path, width: int = 128, layers: int = 2) -> Path:
     """A model of llama's shape with random weights, a token a byte: it talks nonsense, the way llama.cpp does."""
-    width, layers, heads = 128, 2, 4
+    heads = 4
     random = np.random.default_rng(7)
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -116,15 +120,37 @@ def llama_config(tiny_gguf: Path) -> ModelConfig:
     return ModelConfig("m", path=str(tiny_gguf), context=CONTEXT, slots=2, embeddings=True, threads=1)
 
 
+@contextlib.contextmanager
+def _llama_worker(config: ModelConfig, log: Path) -> Iterator[tuple[str, str, Path]]:
+    number, key = kept_port(), llama_worker.new_key()
+    with Process(llama_worker.argv(config, number), env=llama_worker.environment(key), log=log):
+        yield f"http://127.0.0.1:{number}/v1", key, log
+
+
 @pytest.fixture(scope="session")
 def llama_worker_address(
     llama_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str, Path]]:
     """A running worker: its address, its key, its log."""
-    port, key = llama_worker.free_port(), llama_worker.new_key()
-    log = tmp_path_factory.mktemp("logs") / "worker.log"
-    with Process(llama_worker.argv(llama_config, port), env=llama_worker.environment(key), log=log):
-        yield f"http://127.0.0.1:{port}/v1", key, log
+    with _llama_worker(llama_config, tmp_path_factory.mktemp("logs") / "worker.log") as worker:
+        yield worker
+
+
+@pytest.fixture(scope="session")
+def slow_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, but large enough that no context is full within half a minute: what goes on is still going on when
+    somebody looks, however late he comes."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("models") / "slow.gguf", width=512, layers=8)
+
+
+@pytest.fixture(scope="session")
+def slow_worker_address(
+    slow_gguf: Path, llama_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str, Path]]:
+    """A worker with it."""
+    config = msgspec.structs.replace(llama_config, path=str(slow_gguf))
+    with _llama_worker(config, tmp_path_factory.mktemp("logs") / "slow.log") as worker:
+        yield worker
 
 
 Worker = TypeVar("Worker", bound=WorkerEngine)
@@ -132,7 +158,7 @@ Worker = TypeVar("Worker", bound=WorkerEngine)
 
 @contextlib.asynccontextmanager
 async def _ready(engine: Worker) -> AsyncIterator[Worker]:
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(100 if isinstance(engine, LlamaCppEngine) else 200):
         while (health := await engine.health()).state != "ready":
             assert health.state in ("starting", "down"), health
             await asyncio.sleep(0.05)
@@ -141,19 +167,21 @@ async def _ready(engine: Worker) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-def open_llama(
-    llama_worker_address: tuple[str, str, Path], llama_config: ModelConfig
+def open_slow_llama(
+    slow_worker_address: tuple[str, str, Path], llama_config: ModelConfig
 ) -> Callable[[], contextlib.AbstractAsyncContextManager[LlamaCppEngine]]:
-    """Opens the engine in front of the worker, ready."""
-    url, key, log = llama_worker_address
+    """Opens the engine in front of the slow worker, ready."""
+    url, key, log = slow_worker_address
     return lambda: _ready(LlamaCppEngine(llama_config, url, api_key=key, log_path=log))
 
 
 @pytest.fixture
 async def llama(
-    open_llama: Callable[[], contextlib.AbstractAsyncContextManager[LlamaCppEngine]],
+    llama_worker_address: tuple[str, str, Path], llama_config: ModelConfig
 ) -> AsyncIterator[LlamaCppEngine]:
-    async with open_llama() as engine:
+    """The engine in front of the worker, ready."""
+    url, key, log = llama_worker_address
+    async with _ready(LlamaCppEngine(llama_config, url, api_key=key, log_path=log)) as engine:
         yield engine
 
 
@@ -212,10 +240,10 @@ def torch_worker_address(
     torch_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str, Path]]:
     """A running worker: its address, its key, its log."""
-    port, key = worker_process.free_port(), worker_process.new_key()
+    number, key = kept_port(), worker_process.new_key()
     log = tmp_path_factory.mktemp("logs") / "worker.log"
-    with Process(torch_worker.argv(torch_config, port), env=worker_process.environment(key), log=log):
-        yield f"http://127.0.0.1:{port}/v1", key, log
+    with Process(torch_worker.argv(torch_config, number), env=worker_process.environment(key), log=log):
+        yield f"http://127.0.0.1:{number}/v1", key, log
 
 
 @pytest.fixture

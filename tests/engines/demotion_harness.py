@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from kept_port import kept_port
 
 from sekisho.engines import lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
@@ -88,15 +89,17 @@ async def asked(root: str) -> AsyncIterator[Worker]:
 
 def begun(config: ModelConfig, log: Path, native: Path | None = None) -> tuple[subprocess.Popen[bytes], str]:
     """A worker's process and its address; it does not serve yet. `native`: where its builds of llama.cpp are."""
-    port = llama_worker.free_port()
+    number = kept_port()
     environment = os.environ | llama_worker.environment(KEY, native) | lifeline.environment()
     with log.open("wb") as errors:
-        child = subprocess.Popen(llama_worker.argv(config, port), stdin=subprocess.PIPE, stderr=errors, env=environment)
-    return child, f"http://127.0.0.1:{port}"
+        child = subprocess.Popen(
+            llama_worker.argv(config, number), stdin=subprocess.PIPE, stderr=errors, env=environment
+        )
+    return child, f"http://127.0.0.1:{number}"
 
 
 async def ready(root: str) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(100):
         while True:
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(root + "/health") as answer:

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_port import kept_port
 
 from sekisho.engines import http_client
 from sekisho.engines.http_client import Broken, HttpClient, NotConnected, Response, Silent
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+PATIENCE_S = 60.0  # of what takes milliseconds, on a machine that may stand still for seconds
 
 
 async def request_of(reader: asyncio.StreamReader) -> bytes:
@@ -25,7 +27,7 @@ class Served:
 
     def __init__(self, answer: Answer, **settings: float) -> None:
         self._answer = answer
-        self._settings = settings
+        self._settings = {"connect_timeout_s": PATIENCE_S, "keepalive_s": PATIENCE_S} | settings
         self.connections = 0
 
     async def __aenter__(self) -> "Served":
@@ -49,7 +51,13 @@ class Served:
         await self._server.wait_closed()
 
     async def send(self, body: bytes = b"") -> Response:
-        return await self.client.send("POST", "/v1/x", body, 1.0)
+        return await self.client.send("POST", "/v1/x", body, PATIENCE_S)
+
+    async def until_idle(self, count: int) -> None:
+        """As many connections wait for a next request."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.client._idle) != count:  # noqa: ASYNC110 - a client tells nobody
+                await asyncio.sleep(0.001)
 
 
 def framed(body: bytes, frame: str) -> bytes:
@@ -139,12 +147,13 @@ async def test_a_connection_serves_again_unless_it_may_not() -> None:
             await request_of(reader)
             writer.write(answers.pop(0) if answers else framed(b"x" * 100, "length")[:-1])
 
-    async with Served(answer, keepalive_s=0.2) as served:
+    async with Served(answer) as served:
         assert [await (await served.send()).read() for _ in range(2)] == [b"a", b"b"]
         assert served.connections == 1
         assert await (await served.send()).read() == b"c"
         assert served.connections == 2
-        await asyncio.sleep(0.3)
+        for connection in served.client._idle:
+            connection.idle_since_s -= PATIENCE_S
         half = await served.send()
         assert served.connections == 3
         assert await half.read_any()
@@ -163,8 +172,9 @@ async def test_nobody_and_nothing_said() -> None:
     async with Served(answer) as served:
         with pytest.raises(Silent):
             await served.client.send("POST", "/", b"", 0.05)
+    nobody = HttpClient(f"http://127.0.0.1:{kept_port()}", {})
     with pytest.raises(NotConnected):
-        await served.send()
+        await nobody.send("POST", "/", b"", PATIENCE_S)
 
 
 async def test_a_fast_sender_does_not_fill_the_memory() -> None:
@@ -183,7 +193,7 @@ async def test_a_fast_sender_does_not_fill_the_memory() -> None:
     async with Served(answer) as served:
         response = await served.send()
         before = -1
-        while before != sent:  # until it is stuck
+        while before != sent or not sent:  # until it is stuck
             before = sent
             await asyncio.sleep(0.1)
         assert sent < 1 << 25
@@ -214,20 +224,27 @@ async def test_what_is_not_http_is_broken(data: bytes) -> None:
 
 
 async def test_an_answer_nobody_asked_for_closes_the_connection() -> None:
-    """Bytes on an idle connection are never taken for the next answer."""
+    """Bytes on an idle connection are never taken for the next answer, nor those behind an answer for a part of it."""
+    read = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
-        writer.write(framed(b"mine", "length"))
-        await asyncio.sleep(0.05)
-        writer.write(framed(b"poison", "length"))
+        if served.connections == 1:
+            writer.write(framed(b"mine", "length"))
+            await read.wait()
+            writer.write(framed(b"poison", "length"))
+        else:
+            writer.write(framed(b"mine", "length") + framed(b"poison", "length"))
         await reader.read()
 
     async with Served(answer) as served:
         assert await (await served.send()).read() == b"mine"
-        await asyncio.sleep(0.15)
-        assert await (await served.send()).read() == b"mine"
-        assert served.connections == 2
+        await served.until_idle(1)
+        read.set()
+        await served.until_idle(0)
+        for connections in (2, 3):
+            assert await (await served.send()).read() == b"mine"
+            assert served.connections == connections
 
 
 @pytest.mark.parametrize("address", ["ftp://host/v1", "localhost:8000", "http://", "127.0.0.1"])
@@ -246,10 +263,11 @@ def test_a_header_cannot_be_smuggled_in(value: str) -> None:
 
 async def test_cancelling_leaves_nothing_behind() -> None:
     """A cancelled request closes its connection at once and leaves no future with an unread error."""
-    gone = asyncio.Event()
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
+        asked.set()
         try:
             await reader.read()
         finally:
@@ -257,11 +275,11 @@ async def test_cancelling_leaves_nothing_behind() -> None:
 
     async with Served(answer) as served:
         task = asyncio.create_task(served.send())
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 1)
+        await asyncio.wait_for(gone.wait(), PATIENCE_S)
         gc.collect()
 
 
@@ -342,15 +360,19 @@ async def test_calling_off_during_a_rest_closes_the_connection(monkeypatch: pyte
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await reader.read()
-        gone.set()
+        try:
+            await reader.read()
+        finally:
+            gone.set()
 
     async with Served(endless) as served:
         response = await served.send()
         task = asyncio.create_task(response.read_any())
-        await asyncio.sleep(0.05)
+        (connection,) = served.client._all
+        while not connection._paused:  # noqa: ASYNC110 - a rest tells nobody that it has begun
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         response.let_go()
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), PATIENCE_S)

@@ -2,6 +2,11 @@
 
 import asyncio
 import os
+import socket
+import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekisho.engines import slot_file
-from sekisho.engines.llama_demotion import folder, prompts, slots, transfer
+from sekisho.engines.llama_demotion import folder, prompts, slots, transfer, waiting
 from sekisho.engines.llama_demotion.counters import Counters
 from sekisho.engines.llama_demotion.slots import Slots, as_tokens, common_prefix, worth_demoting
 from sekisho.engines.llama_demotion.usage import Heard, Reading, StreamCorrection, corrected
@@ -233,6 +238,38 @@ def test_counters_are_told_as_prometheus_reads_them() -> None:
         "sekisho_demotion_reader_tokens 0",
     ]
     assert [line.partition(": ")[2].partition(": ")[2] for line in told] == ["a: detail", "b: detail"]
+
+
+# --- while it loads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many connections nobody has taken yet")
+def test_who_is_being_told_at_the_end_is_told_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is loaded in the middle of a question: it is answered, and who comes later waits for the next one."""
+    request = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    def untaken() -> int:
+        backlog: int = struct.unpack_from("=I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)[0]
+        return backlog
+
+    class Child(subprocess.Popen[bytes]):
+        def terminate(self) -> None:
+            super().terminate()
+            later.append(socket.create_connection(address, timeout=60))
+            asker.sendall(request)
+
+    monkeypatch.setattr(waiting.subprocess, "Popen", Child)
+    later = list[socket.socket]()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with waiting.answering(listener):
+            asker = socket.create_connection(address, timeout=60)
+            while untaken():
+                time.sleep(0.005)
+        with asker, asker.makefile("rb") as told:
+            assert told.read().startswith(b"HTTP/1.1 503 ")
+        with later[0] as other, listener.accept()[0] as taken:
+            assert taken.getpeername() == other.getsockname()
 
 
 # --- folders and files ------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from aiohttp import web
 from demotion_harness import KEY, PLAIN, Worker, asked, chat, letter, process, ready
+from kept_port import kept_port
 
-from sekisho.engines import builtin, kv_size, worker_process
+from sekisho.engines import builtin, kv_size
 from sekisho.engines.llama_demotion.serving import assembled
 
 pytestmark = pytest.mark.skipif(not builtin.path().is_file(), reason="the built-in model is not there: run `make mini`")
@@ -101,7 +102,7 @@ async def failed(worker: Worker) -> float:
 
 async def test_a_reader_that_is_gone_costs_no_request(front: Front, told: list[str]) -> None:
     """Each prompt is counted, the reason is told once, and the answer says truly that nothing was remembered."""
-    async with front(f"http://127.0.0.1:{worker_process.free_port()}") as worker:
+    async with front(f"http://127.0.0.1:{kept_port()}") as worker:
         for subject in ("A clerk", "A judge"):
             answer = await worker.post(CHAT, chat(letter(subject)))
             assert answer["usage"]["completion_tokens"] == 8
@@ -166,7 +167,7 @@ async def test_clients_that_leave_while_prompts_are_read_free_everything(front: 
         await fake.begun.wait()
         for task in leaving:
             task.cancel()
-        await asyncio.wait_for(fake.left.wait(), 30)
+        await asyncio.wait_for(fake.left.wait(), 60)
         fake.hangs = ""
         answers = await asyncio.gather(*(worker.post(CHAT, chat(letter(f"{number} nuns"))) for number in range(3)))
         assert {answer["usage"]["completion_tokens"] for answer in answers} == {8}
@@ -195,7 +196,7 @@ async def test_a_keeper_that_is_gone_is_told(front: Front, tmp_path: Path) -> No
     """503 in llama.cpp's own form, for what is passed on and for what would have been read first."""
     shape = kv_size.shape(builtin.path())
     assert isinstance(shape, kv_size.KvShape)
-    nobody = f"http://127.0.0.1:{worker_process.free_port()}"
+    nobody = f"http://127.0.0.1:{kept_port()}"
     made = assembled(PLAIN, shape, tmp_path, nobody, nobody, KEY)
     headers = {"Authorization": f"Bearer {KEY}"}
     async with served(made.application()) as root, aiohttp.ClientSession(headers=headers) as session:

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 
+from kept_port import kept_port
 from native_harness import WITHOUT_BUFFERS_ONLY, activated, manifest, write_build
 
 from sekisho.engines import (
@@ -334,7 +335,7 @@ def test_a_worker_takes_the_build_and_its_buffers(tmp_path: Path) -> None:
         write_build(root, of=manifest(extra_buffers=extra), added=WITHOUT_BUFFERS_ONLY)
         environment = llama_worker.environment("k", root)
         with subprocess.Popen(
-            llama_worker.argv(config, llama_worker.free_port()),
+            llama_worker.argv(config, kept_port()),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

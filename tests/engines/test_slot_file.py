@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept_port import kept_port
 
 from sekisho.engines import lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
@@ -141,15 +142,15 @@ async def worker(model: Path, key_type: str, value_type: str, slots: int, folder
     """Asks a llama.cpp that can save slots: `post(path, body)`."""
     config = ModelConfig("m", path=str(model), context=512, slots=slots, threads=1)
     config = msgspec.structs.replace(config, kv_type_k=key_type, kv_type_v=value_type)  # type: ignore[arg-type]
-    port, key = llama_worker.free_port(), llama_worker.new_key()
-    order = [sys.executable, str(BENCH / "control_engine.py"), msgspec.json.encode(config).decode(), str(port)]
+    number, key = kept_port(), llama_worker.new_key()
+    order = [sys.executable, str(BENCH / "control_engine.py"), msgspec.json.encode(config).decode(), str(number)]
     environment = os.environ | llama_worker.environment(key) | lifeline.environment()
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(*order, str(folder), stdin=pipe, env=environment)
 
     def ask(path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        url = f"http://127.0.0.1:{port}{path}"
+        url = f"http://127.0.0.1:{number}{path}"
         with urllib.request.urlopen(
             urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=60
         ) as said:
@@ -160,7 +161,7 @@ async def worker(model: Path, key_type: str, value_type: str, slots: int, folder
         return await asyncio.to_thread(ask, path, body)
 
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while True:
                 try:
                     await post("/tokenize", {"content": "a"})

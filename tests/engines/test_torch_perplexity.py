@@ -188,7 +188,7 @@ async def test_the_worker_measures_beside_its_traffic(
             await client.ask("/perplexity", {"text": "a", "other": 1}, dict, 10)
         # Two clients at once: there is one measurement at a time, the other is told so.
         async with Client(target.address or "", key) as another:
-            wish = {"text": texts.built_in().body}
+            wish = {"text": 4 * texts.built_in().body}  # long enough that the second comes before the first has ended
             results: list[Any] = await asyncio.gather(
                 *(each.ask("/perplexity", wish, dict, 60) for each in (client, another)), return_exceptions=True
             )

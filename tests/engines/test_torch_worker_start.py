@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the tests
 
+from kept_port import kept_port
 from torch_worker_harness import GREEDY, events, say
 
 from sekisho.core.events import Finished
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.kv, pytest.mark.timeout(300)]  # PyTorch may take its 
 
 def run_worker(config: ModelConfig, *, port: int | None = None, key: str = "k") -> tuple[int, str]:
     """Runs a worker that is expected to end by itself; its exit code and its last line."""
-    argv = torch_worker.argv(config, port or worker_process.free_port())
+    argv = torch_worker.argv(config, port or kept_port())
     env = {name: value for name, value in os.environ.items() if name != worker_process.KEY_ENV}
     if key:
         env |= worker_process.environment(key)
@@ -120,7 +121,7 @@ def test_a_worker_without_a_key_or_a_port_does_not_start(tiny_folder: Path) -> N
 
 
 async def started(config: ModelConfig, log: Path) -> tuple[asyncio.subprocess.Process, TorchEngine]:
-    port = worker_process.free_port()
+    port = kept_port()
     with log.open("wb") as errors:
         child = await asyncio.create_subprocess_exec(
             *torch_worker.argv(config, port),
@@ -147,7 +148,7 @@ async def test_the_worker_ends_on_a_signal_and_with_its_parent(
         child.send_signal(signal.SIGTERM)
     else:
         child.stdin.close()
-    assert await asyncio.wait_for(child.wait(), 5) == (-signal.SIGTERM if told else 0)
+    assert await asyncio.wait_for(child.wait(), 60) == (-signal.SIGTERM if told else 0)
     await engine.close()
 
 
@@ -189,5 +190,5 @@ def test_nobody_but_the_worker_loads_torch() -> None:
     installed."""
     modules = "sekisho.serve, sekisho.gateway.app, sekisho.cli, sekisho.engines.registry, sekisho.engines.torch_engine"
     code = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'numba'}} & set(sys.modules)))"
-    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """Modules that stand beside the tests can be imported by them, and so can the gateway's harness."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))
 
 from gateway_harness import FAKE, UNGUARDED, LiveGateway
+from kept_port import KeptPort
 
 from sekisho.engines import builtin, lifeline, llama_worker
 from sekisho.engines.config import ModelConfig
 from sekisho.evaluate.client.target import Key, Target
+from sekisho.evaluate.speed import load
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
@@ -53,12 +56,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """llama.cpp's own server with the built-in model, in a process of its own."""
     if not builtin.path().exists():
         pytest.skip("the built-in model is not there: run `make mini`")
-    port, key, log = llama_worker.free_port(), llama_worker.new_key(), tmp_path_factory.mktemp("llama") / "log"
+    key, log = llama_worker.new_key(), tmp_path_factory.mktemp("llama") / "log"
     environment = os.environ | llama_worker.environment(key) | lifeline.environment()
-    with log.open("wb") as errors:
+    with log.open("wb") as errors, KeptPort() as port:
         child = subprocess.Popen(llama_worker.argv(MINI, port), stdin=subprocess.PIPE, stderr=errors, env=environment)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 100
             while not is_ready(port):
                 assert child.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
@@ -84,3 +87,9 @@ def mini(llama: Target, gateway: Gateways, monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv(name, value)
     live = gateway(MINI, guard=GuardConfig(), workers={MINI.name: Worker(f"{llama.url}/v1", tmp_path / "worker.log")})
     return Target("gateway", live.url, MINI.name, Key(live.key))
+
+
+@pytest.fixture
+def uncollected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the collection before each cell, which takes long in a process that holds a whole test suite."""
+    monkeypatch.setattr(load, "quiet", contextlib.nullcontext)

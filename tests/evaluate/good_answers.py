@@ -25,9 +25,15 @@ class Talk:
     """One request and the means to answer it."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, body: bytes, number: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        head: bytes,
+        body: bytes,
+        number: int,
+        hurry: Callable[[], None] = lambda: None,
     ) -> None:
-        self.reader, self.writer, self.number = reader, writer, number
+        self.reader, self.writer, self.number, self._hurry = reader, writer, number, hurry
         line, *fields = head.decode("latin-1").split("\r\n")
         self.method, self.path, _ = line.split(" ", 2)
         self.headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
@@ -75,6 +81,12 @@ class Talk:
     async def raw(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
+
+    async def hurry(self) -> None:
+        """Lets the client's clock run fast, once the client has taken what was sent."""
+        for _ in range(4):
+            await asyncio.sleep(0)
+        self._hurry()
 
     def reset(self) -> None:
         raw = self.writer.get_extra_info("socket")

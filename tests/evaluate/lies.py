@@ -24,7 +24,8 @@ from good_answers import (
 
 from sekisho.evaluate.client.exchange import Limits
 
-PATIENCE_S = 60.0  # longer than any client of a test waits
+PATIENCE_S = 3600.0  # longer than any client of a test waits
+NEVER_S = 1e9
 PATIENT = Limits(connect_s=10.0, silence_s=20.0, total_s=40.0, max_bytes=1 << 20)
 """For answers that end by themselves: a busy machine does not make them time out."""
 
@@ -42,11 +43,11 @@ LIES: dict[str, Lie] = {}
 
 
 def limits_for(way: str) -> Limits:
-    """Those with which a lie is found soon."""
+    """Where a lie is told by waiting, the one that it must meet: 20 s, on a clock that is hurried from then on."""
     fault = LIES[way].fault if way in LIES else ""
     if fault == "trickled":
-        return Limits(silence_s=20.0, total_s=0.6)
-    return Limits(silence_s=0.6, total_s=20.0) if fault in ("no_answer", "silent") else PATIENT
+        return Limits(silence_s=NEVER_S, total_s=20.0)
+    return Limits(silence_s=20.0, total_s=NEVER_S) if fault in ("no_answer", "silent") else PATIENT
 
 
 def lie(fault: str, **where: Any) -> Callable[[Way], Way]:
@@ -243,24 +244,28 @@ changed(
 
 @lie("no_answer")
 async def silent(talk: Talk) -> None:
+    await talk.hurry()
     await asyncio.sleep(PATIENCE_S)
 
 
 @lie("silent")
 async def silent_in_the_middle(talk: Talk) -> None:
     await talk.raw(talk.chunked_head() + b"20\r\n" + talk.content()[:10])
+    await talk.hurry()
     await asyncio.sleep(PATIENCE_S)
 
 
 @lie("silent")
 async def silent_in_the_head(talk: Talk) -> None:
     await talk.raw(b"HTTP/1.1 200 OK\r\nContent-")
+    await talk.hurry()
     await asyncio.sleep(PATIENCE_S)
 
 
 @lie("trickled")
 async def slow_loris(talk: Talk) -> None:
     await talk.raw(talk.chunked_head())
+    await talk.hurry()
     for byte in talk.content() * 100:
         await talk.raw(b"1\r\n%c\r\n" % byte)
         await asyncio.sleep(0.02)
@@ -269,6 +274,7 @@ async def slow_loris(talk: Talk) -> None:
 @lie("trickled")
 async def slow_loris_in_the_head(talk: Talk) -> None:
     await talk.raw(b"HTTP/1.1 200 OK\r\n")
+    await talk.hurry()
     for number in range(10_000):
         await talk.raw(b"X-Wait-%d: 1\r\n" % number)
         await asyncio.sleep(0.02)
@@ -277,6 +283,7 @@ async def slow_loris_in_the_head(talk: Talk) -> None:
 @lie("trickled", streams=(True,))
 async def endless_comments(talk: Talk) -> None:
     await talk.raw(talk.chunked_head())
+    await talk.hurry()
     while True:
         await talk.raw(b"4\r\n: \n\n\r\n")
         await asyncio.sleep(0.02)

@@ -11,6 +11,7 @@ from test_thresholds import SMALL
 from sekisho.audit.keys import SIGNING_FILE, load_key
 from sekisho.core.errors import InvalidRequest, NotFound
 from sekisho.evaluate.figures import Figure, Figures
+from sekisho.evaluate.verdict import approvals as approvals_module
 from sekisho.evaluate.verdict.approvals import FILE_NAME, Approval, Wish, approve, read, scorecard, state_of
 from sekisho.evaluate.verdict.thresholds import load, path_of, write_template
 from sekisho.ops.home import Home
@@ -222,8 +223,9 @@ def test_another_machine_can_check_the_records(home: Home, tmp_path: Path) -> No
     assert read(copy).problem
 
 
-def test_two_at_once_make_one_chain(home: Home) -> None:
+def test_two_at_once_make_one_chain(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Approvals of several people at the same time stand one after another."""
+    monkeypatch.setattr(approvals_module, "LOCK_S", 60.0)
     wishes = [msgspec.structs.replace(WISH, run_id=f"run_{number}") for number in range(8)]
     threads = [threading.Thread(target=freeze, args=(home, wish)) for wish in wishes]
     for thread in threads:

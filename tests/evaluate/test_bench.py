@@ -27,6 +27,8 @@ from sekisho.guard.config import GuardConfig
 from sekisho.ops.children_file import ChildrenFile, ChildStatus
 from sekisho.ops.home import Home
 
+pytestmark = pytest.mark.usefixtures("uncollected")
+
 PLACES: tuple[Place, ...] = ("engine", "gateway", "public")
 
 

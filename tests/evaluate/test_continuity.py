@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from good_answers import Talk, dumped
-from lies import LIES
+from lies import LIES, PATIENT
 from lying_server import LyingServer
 
 from sekisho.core.errors import InvalidRequest
@@ -18,9 +18,7 @@ from sekisho.evaluate.behaviour import continuity
 from sekisho.evaluate.behaviour.continuity import Held, Mode, Plan, conversations, run
 from sekisho.evaluate.behaviour.continuity_record import COLUMNS, as_csv, figures, summary, why_lost
 from sekisho.evaluate.behaviour.keywords import SHAPES
-from sekisho.evaluate.client.exchange import Limits
 
-LIMITS = Limits(connect_s=5.0, silence_s=5.0, total_s=10.0)
 KEYWORD = re.compile(r"「(.+?)」|\"(.+?)\"")
 Way = Callable[[Talk], Awaitable[None]]
 
@@ -77,7 +75,7 @@ class Rememberer:
 async def held(plan: Plan, way: Way, **options: Any) -> tuple[Held, ...]:
     async with LyingServer() as server:
         server.ways["way"] = way
-        return await run(server.target("way"), plan, limits=LIMITS, **options)
+        return await run(server.target("way"), plan, limits=PATIENT, **options)
 
 
 BOTH: list[Mode] = ["chat", "responses"]
@@ -181,7 +179,7 @@ async def test_users_talk_at_the_same_time(mode: Mode) -> None:
         waiting += 1
         if waiting == 3:
             together.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await together.wait()  # a load of two would never come past this
         await way(talk)
 
@@ -319,7 +317,7 @@ async def test_progress_counts_conversations() -> None:
     seen: list[tuple[str, int, int]] = []
     async with LyingServer() as server:
         server.ways["way"] = Rememberer()
-        await run(server.target("way"), Plan(users=2, conversations=2), lambda *told: seen.append(told), limits=LIMITS)
+        await run(server.target("way"), Plan(users=2, conversations=2), lambda *told: seen.append(told), limits=PATIENT)
     assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4]
     assert all(later - earlier == 1 for earlier, later in pairwise(done for _, done, _ in seen))
     assert {(what, total) for what, _, total in seen} == {("continuity chat", 4)}

@@ -18,6 +18,8 @@ from sekisho.evaluate.report import signing
 from sekisho.ops.home import Home
 from sekisho.store import Store
 
+pytestmark = pytest.mark.usefixtures("uncollected")
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:

@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import ipaddress
 import json
+import select
 import socket
 import ssl
 from pathlib import Path
@@ -17,9 +18,11 @@ from cryptography.x509.oid import NameOID
 from good_answers import MODEL, Talk, dumped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lies import LIES, PATIENT, limits_for
+from kept_port import KeptPort
+from lies import LIES, NEVER_S, PATIENT, limits_for
 from lying_server import LyingServer
 
+from sekisho.evaluate.client import exchange as exchange_module
 from sekisho.evaluate.client.exchange import Connections, Exchange, Limits
 from sekisho.evaluate.client.target import Key, Target
 
@@ -67,6 +70,28 @@ async def test_a_connection_that_closed_meanwhile_is_replaced() -> None:
             exchange = await post(connections)
             assert (exchange.status, exchange.trouble) == (200, None)
     assert server.seen["closed_after_each"] == 50
+
+
+async def test_an_end_that_is_here_already_is_seen_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept connection that ended while this program was held up is replaced, however late the loop hears of it."""
+    monkeypatch.setattr(exchange_module, "STALE_S", -1.0)  # what ends over a request is excused by nothing
+    ends: list[Any] = []
+    async with LyingServer() as server:
+
+        async def kept(talk: Talk) -> None:
+            ends.append(talk.writer.get_extra_info("socket"))
+            await talk.send()
+
+        server.ways["kept"] = kept
+        async with Connections(server.target("kept"), PATIENT) as connections:
+            await post(connections)
+            (idle,) = connections._idle
+            assert idle._transport is not None
+            ends[0].shutdown(socket.SHUT_RDWR)
+            assert select.select([idle._transport.get_extra_info("socket")], [], [], 30)[0]
+            exchange = await post(connections)
+            assert (exchange.status, exchange.trouble, exchange.connected_s is None) == (200, None, False)
+            assert idle not in connections._all
 
 
 async def test_a_server_that_dies_over_a_request_is_not_asked_again() -> None:
@@ -123,18 +148,24 @@ async def test_a_second_answer_to_one_request_changes_nothing() -> None:
 
 async def test_bytes_that_nobody_asked_for_end_a_kept_connection() -> None:
     """They are not the next answer's beginning."""
+    taken, told = asyncio.Event(), asyncio.Event()
     async with LyingServer() as server:
 
         async def chatty(talk: Talk) -> None:
             await talk.send(b"{}")
-            await asyncio.sleep(0.05)
-            await talk.raw(b"HTTP/1.1 500 Unasked\r\nContent-Length: 0\r\n\r\n")
+            await taken.wait()
+            if talk.number == 1:
+                await talk.raw(b"HTTP/1.1 500 Unasked\r\nContent-Length: 0\r\n\r\n")
+            told.set()
 
         server.ways["chatty"] = chatty
         async with Connections(server.target("chatty"), PATIENT) as connections:
             await post(connections)
-            await asyncio.sleep(0.2)
+            (first,) = connections._idle
+            taken.set()
+            await told.wait()
             exchange = await post(connections)
+            assert first not in connections._all
     assert (exchange.status, exchange.connected_s is None) == (200, False)
 
 
@@ -147,15 +178,22 @@ async def test_a_server_that_never_reads_is_no_answer() -> None:
     assert (exchange.trouble, exchange.status, exchange.first_byte_s) == ("no_answer", None, None)
 
 
-async def test_nobody_there_is_told_in_words() -> None:
+async def test_nobody_there_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed port and a name that nobody has are no exceptions."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}", "http://nowhere.invalid:80"):
-        async with Connections(Target("gateway", url, MODEL), PATIENT) as connections:
-            exchange = await post(connections)
-        assert (exchange.trouble, exchange.status) == ("not_connected", None)
-        assert exchange.detail
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "nowhere.invalid":  # what a machine's own resolver says of it, and how soon, differs
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with KeptPort() as port:
+        for url in (f"http://127.0.0.1:{port}", "http://nowhere.invalid:80"):
+            async with Connections(Target("gateway", url, MODEL), PATIENT) as connections:
+                exchange = await post(connections)
+            assert (exchange.trouble, exchange.status) == ("not_connected", None)
+            assert exchange.detail
 
 
 async def test_who_goes_away_closes_the_connection() -> None:
@@ -311,7 +349,7 @@ def test_no_bytes_break_the_client(data: bytes) -> None:
 async def test_closing_twice_is_fine() -> None:
     """Connections that are closed while an exchange runs end it as cut."""
     async with LyingServer() as server:
-        connections = Connections(server.target("silent"), Limits())
+        connections = Connections(server.target("silent"), Limits(silence_s=NEVER_S, total_s=NEVER_S))
         task = asyncio.create_task(post(connections))
         await server.came.wait()
         connections.close()

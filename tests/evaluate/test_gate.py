@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from gateway_harness import FAKE
 from good_answers import ERROR, GOOD, MODEL, Talk, dumped, responses_whole
+from kept_port import KeptPort
 from lies import LIES, PAGE, PATIENT, limits_for
 from lying_server import LyingServer
 
@@ -252,9 +253,8 @@ async def test_a_server_that_has_the_api_is_not_told_to_get_it(code: str) -> Non
 
 async def test_nobody_there_is_asked_once() -> None:
     """One refused connection is every gate's verdict."""
-    async with LyingServer() as server:
-        target = server.target("honest")
-    results = await run_gates(target, limits=PATIENT)
+    with KeptPort() as port:
+        results = await run_gates(Target("gateway", f"http://127.0.0.1:{port}", MODEL, Key(KEY)), limits=PATIENT)
     assert [result.gate for result in results] == list(GATES)
     assert {result.kind for result in results} == {"not_connected"}
     assert [result.ms is None for result in results] == [False] + [True] * 7
@@ -381,10 +381,11 @@ async def test_a_real_gateway_passes_and_a_real_engine_lacks_state(mini: Target,
 
 async def test_a_gateway_without_its_engine(gateway: Callable[..., Any]) -> None:
     """An engine that is down is a 5xx, told in the gateway's words, and the next step is to restart it."""
-    dead = ModelConfig(name="dead", engine="openai_http", url="http://127.0.0.1:9/v1")
-    live = await asyncio.to_thread(gateway, FAKE, dead)
-    target = Target("gateway", live.url, "dead", Key(live.key))
-    results = {result.gate: result for result in await run_gates(target, limits=Limits(silence_s=20, total_s=40))}
+    with KeptPort() as port:
+        dead = ModelConfig(name="dead", engine="openai_http", url=f"http://127.0.0.1:{port}/v1")
+        live = await asyncio.to_thread(gateway, FAKE, dead)
+        target = Target("gateway", live.url, "dead", Key(live.key))
+        results = {result.gate: result for result in await run_gates(target, limits=Limits(silence_s=20, total_s=40))}
     assert [gate for gate, result in results.items() if result.passed] == ["models", "no_key"]
     assert {results[gate].kind for gate in CHAT + RESPONSES} == {"server_error"}
     assert "estart" in results["responses"].next[0]

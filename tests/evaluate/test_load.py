@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from time import perf_counter
+from time import perf_counter, sleep
 
 import msgspec
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_port import KeptPort
 
 from sekisho.evaluate.client.asking import Question
 from sekisho.evaluate.client.exchange import Connections, Limits
@@ -66,7 +69,8 @@ async def taken(
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(20_000):
+    deadline_s = perf_counter() + 60
+    while perf_counter() < deadline_s:
         if holds():
             return
         await asyncio.sleep(0.001)
@@ -76,7 +80,8 @@ async def until(holds: Callable[[], bool]) -> None:
 async def active(target: Target, holds: Callable[[int], bool]) -> None:
     """Waits until the server tells such a number of requests under way."""
     async with Connections(target) as connections:
-        for _ in range(2_000):
+        deadline_s = perf_counter() + 60
+        while perf_counter() < deadline_s:
             exchange = await connections.exchange("GET", "/fake/stats")
             if holds(msgspec.json.decode(exchange.body)["active"]):
                 return
@@ -155,54 +160,55 @@ async def test_a_cut_stream_is_no_success(target: Target) -> None:
     assert whole.ok
 
 
-async def frozen(
-    server: tuple[Target, int],
-    loop: Callable[[Connections, list[Request], Callable[[Timed], None]], Awaitable[None]],
-    requests: list[Request],
-) -> tuple[list[Timed], float, float]:
-    """Runs a loop while the server's process is stopped once; what came, and from when to when it was stopped."""
-    target, pid = server
-    timed: list[Timed] = []
-    async with Connections(target) as connections:
-        running = asyncio.ensure_future(loop(connections, requests, timed.append))
-        await until(lambda: len(timed) >= 3)
-        os.kill(pid, signal.SIGSTOP)
-        stopped_s = perf_counter()
-        try:
-            await asyncio.sleep(1.0)
-        finally:
-            resumed_s = perf_counter()
-            os.kill(pid, signal.SIGCONT)
-        await running
-    return timed, stopped_s, resumed_s
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """A process is stopped from the first line of the block to its last."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        deadline_s = perf_counter() + 60
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            assert perf_counter() < deadline_s, "it never stood still"
+            sleep(0.001)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def within(timed: list[Timed], from_s: float, to_s: float) -> list[Timed]:
+    return [each for each in timed if from_s < each.scheduled_s < to_s]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a signal")
 async def test_only_an_open_loop_sees_how_many_a_frozen_server_keeps_waiting(server: tuple[Target, int]) -> None:
     """While a server stands still, a closed loop asks once for each asker, and an open loop asks on: each of those
     waits, counted from the moment at which it should have left, until the server lives again."""
+    target, pid = server
     options = load.Options()
-    rate, count = 50.0, 150
-
-    def within(timed: list[Timed], from_s: float, to_s: float) -> list[Timed]:
-        return [each for each in timed if from_s < each.scheduled_s < to_s]
-
-    async def two_askers(connections: Connections, requests: list[Request], ended: Callable[[Timed], None]) -> None:
-        await load.closed_loop(connections, requests, 2, options, ended)
-
-    async def by_the_clock(connections: Connections, requests: list[Request], ended: Callable[[Timed], None]) -> None:
-        moments_s = load.departures(count, rate, "constant", 0)
-        await load.open_loop(connections, requests, moments_s, options, ended)
-
-    # A process that is told to stop may run some moments more, and an answer may be in a buffer already.
-    grace_s = 0.1
-    asked, stopped_s, resumed_s = await frozen(server, two_askers, written(["tokens:2 pace:0.01"] * 60))
+    asked: list[Timed] = []
+    async with Connections(target) as connections:
+        requests = written(["tokens:2 pace:0.01"] * 60)
+        running = asyncio.ensure_future(load.closed_loop(connections, requests, 2, options, asked.append))
+        await until(lambda: len(asked) >= 3)
+        with standing_still(pid):
+            stopped_s = perf_counter()
+            await asyncio.sleep(0.3)
+            resumed_s = perf_counter()
+        await running
     assert len(asked) == 60
-    assert len(within(asked, stopped_s + grace_s, resumed_s)) <= 2
+    assert len(within(asked, stopped_s, resumed_s)) <= 2
 
-    asked, stopped_s, resumed_s = await frozen(server, by_the_clock, written(["tokens:2"] * count))
-    waiting = within(asked, stopped_s + grace_s, resumed_s)
-    assert len(asked) == count
+    asked = []
+    async with Connections(target) as connections:
+        requests, moments_s = written(["tokens:2"] * 60), load.departures(60, 200.0, "constant", 0)
+        with standing_still(pid):
+            stopped_s = perf_counter()
+            running = asyncio.ensure_future(load.open_loop(connections, requests, moments_s, options, asked.append))
+            await until(lambda: len(connections._all) >= 40)
+            assert asked == []
+            resumed_s = perf_counter()
+        await running
+    waiting = within(asked, stopped_s, resumed_s)
+    assert len(asked) == 60
     assert len(waiting) >= 40
     assert all(each.exchange.trouble is None for each in asked)
     assert all(each.exchange.ended_s > resumed_s for each in waiting)
@@ -267,16 +273,15 @@ async def test_cancelling_ends_at_once(target: Target, loop: str) -> None:
 
 async def test_a_cell_that_nobody_answers_is_given_up() -> None:
     """After some requests in a row without an answer the rest is not asked, in both loops."""
-    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-    nobody = Target("engine", f"127.0.0.1:{port}", "fake")
-    async with Connections(nobody) as connections:
-        options = load.Options(give_up_after=3)
-        closed_ones = await load.run(closed(1, 40), connections, written(["x"] * 40), options)
-        moments_s = load.departures(40, 200.0, "constant", 0)
-        open_ones = await load.run(opened(200.0, 40), connections, written(["x"] * 40), options, moments_s)
+    count = 10_000  # 50 s of an open loop: no busy machine is held up so long
+    requests, options = written(["x"] * count), load.Options(give_up_after=3)
+    with KeptPort() as port:
+        async with Connections(Target("engine", f"127.0.0.1:{port}", "fake")) as connections:
+            closed_ones = await load.run(closed(1, count), connections, requests, options)
+            moments_s = load.departures(count, 200.0, "constant", 0)
+            open_ones = await load.run(opened(200.0, count), connections, requests, options, moments_s)
     assert [each.faults for each in closed_ones.samples] == [("not_connected",)] * 3
-    assert 3 <= len(open_ones.samples) < 40
+    assert 3 <= len(open_ones.samples) < count
 
 
 async def test_a_silent_server_is_given_up_by_its_limit() -> None:

@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 from gateway_harness import FAKE, LiveGateway
 from good_answers import MODEL, Talk, dumped
-from lies import LIES
+from lies import LIES, PATIENT
 from lying_server import LyingServer
 
 from sekisho.core.verdict import Decision, Verdict
 from sekisho.evaluate.behaviour.safety import Probed, figures, judge_in_force, load_probes, run
-from sekisho.evaluate.client.exchange import Limits
 from sekisho.evaluate.client.target import Key, Target
 from sekisho.evaluate.figures import Figure
 from sekisho.guard.config import GuardConfig, Mode
 from sekisho.guard.emergency import Emergency, emergency_file
 
-LIMITS = Limits(connect_s=5.0, silence_s=20.0, total_s=20.0)
 NO_TEAM = Path("/nowhere")
 PROBES = load_probes()
 HELD_OUT = Path(__file__).parents[1] / "guard" / "heldout.jsonl"
@@ -53,7 +51,7 @@ class Address:
 async def probed(way: Any, judge: Callable[[str], Verdict] = perfect) -> tuple[Probed, ...]:
     async with LyingServer() as server:
         server.ways["way"] = way
-        return await run(server.target("way"), judge, limits=LIMITS)
+        return await run(server.target("way"), judge, limits=PATIENT)
 
 
 def by_name(results: tuple[Probed, ...]) -> dict[str, Figure]:
@@ -185,7 +183,7 @@ async def test_a_real_address_agrees_with_its_home(gateway: Callable[..., LiveGa
     """Eight requests to a real gateway in `basic`: no ticket, no difference, and figures of all forty."""
     live = await asyncio.to_thread(gateway, FAKE, guard=GuardConfig(output=False))
     judge = judge_in_force(live.plan.settings.guard, live.home.guard)
-    results = await run(Target("gateway", live.url, "fake", Key(live.key)), judge, limits=LIMITS)
+    results = await run(Target("gateway", live.url, "fake", Key(live.key)), judge, limits=PATIENT)
     assert sum(one.live is not None for one in results) == 8
     assert not any(one.differs for one in results)
     made = by_name(results)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_old_logs_are_looked_into(home: Home) -> None:
 
 def test_what_cannot_be_read_is_told(home: Home) -> None:
     """A cut archive is read as far as it goes, and named: its rest may hold anything."""
-    whole = gzip.compress(os.urandom(200_000) + b"\n")
+    whole = gzip.compress(random.Random(1).randbytes(200_000) + b"\n")
     (home.logs / "a.log.1.gz").write_bytes(gzip.compress(f"{OTHERS}\n".encode())[:-8])
     (home.logs / "b.log.1.gz").write_bytes(whole[: len(whole) // 2])
     (home.logs / "c.log.1.gz").write_bytes(b"\x1f\x8bthis is none")
@@ -135,6 +136,25 @@ def test_keys_of_vendors_tokens_and_private_keys(tmp_path: Path, text: str, kind
 
 
 @pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-sekisho-7_v6ECoFIaS7pC4qPsza_hf_1RQkakZlnW6w-3ghMLA",
+        "sk-sekisho-65-ceyJxH6rlfQrq8gSKBHQ1LboRRrNWObrSZKwVSFc",
+    ],
+)
+def test_a_key_of_ours_that_looks_like_a_vendors_is_one_key(tmp_path: Path, secret: str) -> None:
+    """Its random characters may hold the beginning of a vendor's key: it is told once, what stands beside it too."""
+    (tmp_path / "f").write_text(f"two {secret} three\n{VENDOR} {secret} {VENDOR}\n")
+    found = scan([tmp_path], {}, tmp_path)
+    assert [(leak.line, leak.kind) for leak in found.leaks] == [
+        (1, "sekisho_key"),
+        (2, "API_KEY"),
+        (2, "sekisho_key"),
+        (2, "API_KEY"),
+    ]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "a masked key sk-…abcd and an id key_0123456789abcdef0123456789",
@@ -164,7 +184,7 @@ def test_our_own_logs_hold_none(home: Home) -> None:
 
 def test_databases_are_looked_into_and_secrets_left_alone(home: Home) -> None:
     """A key in a file that is no text has line 0; models and the folder of secrets are not read."""
-    home.database.write_bytes(b"SQLite format 3\0" + os.urandom(5000) + b" " + OTHERS.encode() + b"\0")
+    home.database.write_bytes(b"SQLite format 3\0" + random.Random(2).randbytes(5000) + b" " + OTHERS.encode() + b"\0")
     (home.secrets / "provider.key").write_text(VENDOR)
     (home.models / "m.gguf").write_bytes(b"GGUF" + OTHERS.encode())
     assert places(scan_home(home, {}).leaks) == [("sekisho.db", 0, "sekisho_key", "suspicious")]

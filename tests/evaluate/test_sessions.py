@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from gateway_harness import LiveGateway
 from good_answers import DONE, GOOD, Talk, chunk, dumped, framed, responses_events, responses_whole
+from kept_port import KeptPort
 from lies import LIES, PATIENT, limits_for
 from lying_server import LyingServer
 
@@ -141,9 +142,9 @@ async def test_what_went_wrong_is_counted_as_what_it_is(way: str, mode: Mode) ->
 
 async def test_nobody_there_is_a_connection_failure_in_every_task() -> None:
     """All twenty are tried, and all fail."""
-    async with LyingServer() as server:
-        target = server.target("honest")
-    results = await run(target, SessionPlan(mode="responses"), limits=PATIENT)
+    with KeptPort() as port:
+        target = Target("gateway", f"http://127.0.0.1:{port}", "fake", Key("sk-lying-0123456789"))
+        results = await run(target, SessionPlan(mode="responses"), limits=PATIENT)
     assert {(result.outcome, result.requests) for result in results} == {("connection", 1)}
     assert len(results) == 20
 

@@ -83,6 +83,13 @@ async def pass_through(stage: Checkpoint, asked: Turn, engine: Engine) -> Batch:
     return [event async for batch in stage.stage(asked, engine.generate) for event in batch]
 
 
+async def until(fact: Callable[[], object]) -> None:
+    """Lets the loop run until a fact is true."""
+    async with asyncio.timeout(60):
+        while not fact():  # noqa: ASYNC110  # what is waited for rings no bell
+            await asyncio.sleep(0.01)
+
+
 def text_of(events: Batch) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 

@@ -1,9 +1,12 @@
 """A real gateway on a real port, in a thread of its own, with the engines a test asks for."""
 
 import asyncio
+import http.client
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import httpx
@@ -21,6 +24,8 @@ from sekisho.store import KeyRecord, KeySpec, Store
 # What these tests say to the fake engine are orders to it, and no requests of people.
 UNGUARDED = GuardConfig(mode="off", output=False)
 FAKE = ModelConfig(name="fake", engine="fake", slots=64)
+# How long a test waits for what takes milliseconds: a loaded machine is slow and not wrong.
+PATIENCE_S = 60.0
 ALL = frozenset({"chat", "embeddings", "admin", "control", "audit"})
 
 
@@ -44,16 +49,21 @@ class LiveGateway:
 
     def start(self) -> "LiveGateway":
         self._thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not (getattr(self, "_server", None) and self._server.started):
             assert time.monotonic() < deadline, "the gateway did not start"
             assert self._thread.is_alive(), "the gateway died at its start"
             time.sleep(0.01)
         self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-        while httpx.get(f"{self.url}/readyz").status_code != 200:
-            assert time.monotonic() < deadline, httpx.get(f"{self.url}/readyz", headers=self.headers()).text
+        while not (self.fetch("/readyz").status_code == 200 and self.gateway.ring.holders()):
+            assert time.monotonic() < deadline, self.fetch("/readyz", headers=self.headers()).text
             time.sleep(0.02)
         return self
+
+    def fetch(self, path: str, method: str = "GET", **options: Any) -> httpx.Response:
+        """Asks without a key, unless `options` bring one."""
+        options.setdefault("timeout", PATIENCE_S)
+        return httpx.request(method, self.url + path, **options)
 
     def _run(self) -> None:
         async def main() -> None:
@@ -70,7 +80,7 @@ class LiveGateway:
         if not self._thread.is_alive():
             return
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the gateway did not stop"
 
     def create_key(self, spec: KeySpec) -> tuple[KeyRecord, str]:
@@ -94,11 +104,11 @@ class LiveGateway:
         async def run() -> Any:
             return work()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(PATIENCE_S)
 
     def usage(self, count: int) -> list[Any]:
         """The usage rows, once there are at least `count`."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
 
         async def rows(store: Store) -> list[Any]:
             return [row async for row in store.usage_rows(0, time.time() + 60)]
@@ -114,11 +124,21 @@ class LiveGateway:
         return {"authorization": f"Bearer {key or self.key}"}
 
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:
-        options.setdefault("timeout", 30.0)
+        options.setdefault("timeout", PATIENCE_S)
         options.setdefault("headers", self.headers(key))
         client = httpx.Client(base_url=self.url, **options)
         self.closes(client)
         return client
+
+    @contextmanager
+    def asking(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPConnection]:
+        """A request that is sent; its client leaves at the end of the block."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE_S)
+        try:
+            connection.request("POST", path, json.dumps(body), {**self.headers(), "content-type": "application/json"})
+            yield connection
+        finally:
+            connection.close()
 
     def closes(self, client: "Closable") -> None:
         """What is closed when the gateway stops."""
@@ -133,8 +153,8 @@ def chat(text: str, **more: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
 
 
-def eventually(fact: Callable[[], bool], within_s: float = 10.0) -> bool:
-    """Whether a fact comes true; generous, because a loaded machine is slow and not wrong."""
+def eventually(fact: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
+    """Whether a fact comes true."""
     deadline = time.monotonic() + within_s
     while not fact():
         if time.monotonic() > deadline:

@@ -5,7 +5,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from checkpoint_harness import Desk, Engine, WordRules, checkpoint, pass_through, records, text_of, turn
+from checkpoint_harness import Desk, Engine, WordRules, checkpoint, pass_through, records, text_of, turn, until
 
 from sekisho.audit.book import Book
 from sekisho.audit.records import EscalationRecord, OutcomeRecord, Receipt, Record, VerdictRecord
@@ -14,6 +14,7 @@ from sekisho.core.events import Batch, EventStream, Finished, RefusalDelta, Text
 from sekisho.core.turn import Caller, Turn
 from sekisho.core.verdict import DecidedBy, Decision, Finding
 from sekisho.gateway.checkpoint import Checkpoint, Ruling
+from sekisho.gateway.passing import settle
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.judge import Judge, Leaning
 from sekisho.guard.text import View
@@ -81,8 +82,8 @@ async def test_nothing_leaves_before_the_record_is_durable(book: Book, monkeypat
             left.append(batch)
 
     task = asyncio.create_task(consume())
-    await asyncio.sleep(0.1)
-    assert engine.asked == 1
+    await until(lambda: engine.asked == 1)
+    await asyncio.sleep(0.1)  # words that did not wait would come now
     assert left == []
     gate.set()
     await task
@@ -169,13 +170,14 @@ async def test_what_a_person_decides_is_what_the_caller_gets(
 
 async def test_a_caller_who_leaves_while_a_person_thinks_is_in_the_book(book: Book) -> None:
     """The desk is told by the cancellation, and the outcome says cancelled."""
-    stage, engine = checkpoint(book, desk=Desk(None)), Engine()
+    desk = Desk(None)
+    stage, engine = checkpoint(book, desk=desk), Engine()
     task = asyncio.create_task(pass_through(stage, turn("my diagnosis"), engine))
-    await asyncio.sleep(0.1)
+    await until(lambda: desk.cases)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.1)
+    await settle()
     outcome = records(book)[-1]
     assert isinstance(outcome, OutcomeRecord)
     assert outcome.status == "cancelled"
@@ -189,7 +191,7 @@ async def test_a_caller_who_leaves_in_mid_answer_frees_the_engine(book: Book) ->
         break
     await events.aclose()
     assert engine.closed == 1
-    await asyncio.sleep(0.1)
+    await settle()
     outcome = records(book)[-1]
     assert isinstance(outcome, OutcomeRecord)
     assert (outcome.status, outcome.output[:3]) == ("cancelled", "xxx")
@@ -205,7 +207,7 @@ async def test_trouble_of_the_engine_is_told_and_recorded(book: Book) -> None:
 
     with pytest.raises(EngineUnavailable):
         await anext(checkpoint(book).stage(turn("hello"), generate))
-    await asyncio.sleep(0.1)
+    await settle()
     verdict, outcome = records(book)
     assert isinstance(verdict, VerdictRecord)
     assert isinstance(outcome, OutcomeRecord)

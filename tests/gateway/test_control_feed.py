@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_harness import FAKE, UNGUARDED, Launch, LiveGateway, chat
+from gateway_harness import FAKE, PATIENCE_S, UNGUARDED, Launch, LiveGateway, chat, eventually
+from kept_port import kept_port
 
 from sekisho.control.feed import Feed
 from sekisho.control.feed_answer import PATH
@@ -38,12 +39,12 @@ def keyed(monkeypatch: pytest.MonkeyPatch, launch: Launch) -> Launch:
 
 
 def feed(live: LiveGateway, key: str = KEY, **query: Any) -> httpx.Response:
-    return httpx.get(live.url + PATH, params=query, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    return httpx.get(live.url + PATH, params=query, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
 
 
 def told(live: LiveGateway, count: int, **query: Any) -> dict[str, Any]:
     """The feed's answer, once it has `count` samples."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         answer: dict[str, Any] = feed(live, **query).raise_for_status().json()
         if len(answer["samples"]) >= count:
@@ -83,7 +84,7 @@ def test_only_the_worker_key_opens_it(keyed: Launch) -> None:
     ]
     for headers in refused:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        assert httpx.get(live.url + PATH, headers=raw).status_code == 401, headers
+        assert live.fetch(PATH, headers=raw).status_code == 401, headers
     assert feed(live).status_code == 200
 
 
@@ -149,6 +150,7 @@ def test_who_waits_is_told_of_the_next_request(keyed: Launch) -> None:
     """An answer that is waited for comes with the sample, long before the wait would be over."""
     live = keyed()
     live.client().post("/v1/chat/completions", json=chat("first"))
+    told(live, 1)
     answers: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: answers.append(feed(live, after=1, wait_s=29)))
     waiting.start()
@@ -171,10 +173,15 @@ def test_the_models_stand_as_they_are_now(keyed: Launch) -> None:
     lame = ModelConfig(name="lame", engine="openai_http", url="http://127.0.0.1:9/v1", upstream_model="x")
     live = keyed(ModelConfig(name="fake", engine="fake", slots=1), lame)
     client = live.client()
+
+    def stand() -> dict[str, Any]:
+        return {each["model"]: each for each in feed(live).json()["models"]}
+
     with client.stream("POST", "/v1/chat/completions", json=chat("stall:1 a b", stream=True)) as first:
         words = (line for line in first.iter_lines() if '"content":"a"' in line)  # kept: its end would end the stream
         assert next(words)
-        models = {each["model"]: each for each in feed(live).json()["models"]}
+        assert eventually(lambda: stand()["lame"]["state"] != "starting")
+        models = stand()
     assert models["fake"]["engine"] == "fake"
     assert (models["fake"]["state"], models["fake"]["running"], models["fake"]["slots"]) == ("ready", 1, 1)
     assert models["fake"]["waiting"] == 0
@@ -184,14 +191,14 @@ def test_the_models_stand_as_they_are_now(keyed: Launch) -> None:
 
 
 async def test_an_agent_reads_on_through_a_restart_of_the_gateway(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The agent's own client before two real gateways, one after the other at the same address: each request is told
     once, the time in which nobody answers has a reason, and the window counts all of them."""
     monkeypatch.setenv(worker_process.KEY_ENV, KEY)
-    home = Home(tmp_path / "home").create()
-    plan = Plan(Settings(gateway=GatewayConfig(port=unused_tcp_port), models=(FAKE,), guard=UNGUARDED), {})
-    agent = Feed(f"http://127.0.0.1:{unused_tcp_port}", KEY, wait_s=0.1, pause=lambda _: asyncio.sleep(0.01))
+    home, port = Home(tmp_path / "home").create(), kept_port()
+    plan = Plan(Settings(gateway=GatewayConfig(port=port), models=(FAKE,), guard=UNGUARDED), {})
+    agent = Feed(f"http://127.0.0.1:{port}", KEY, wait_s=0.1, pause=lambda _: asyncio.sleep(0.01))
     window, batches = Window(600.0), agent.batches()
     tokens: list[int] = []
     reasons: list[str | None] = []
@@ -224,7 +231,7 @@ async def test_an_agent_reads_on_through_a_restart_of_the_gateway(
 def mini(monkeypatch: pytest.MonkeyPatch, launch: Launch, tmp_path: Path) -> Iterator[LiveGateway]:
     """A gateway before llama.cpp with the built-in model."""
     monkeypatch.setenv(worker_process.KEY_ENV, KEY)
-    config, port = ModelConfig(name="mini", path="builtin", slots=1, context=512), worker_process.free_port()
+    config, port = ModelConfig(name="mini", path="builtin", slots=1, context=512), kept_port()
     log = tmp_path / "worker.log"
     with log.open("wb") as out:
         worker = subprocess.Popen(llama_worker.argv(config, port), env=dict(os.environ), stdout=out, stderr=out)

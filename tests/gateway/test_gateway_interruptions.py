@@ -6,12 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
-from gateway_harness import FAKE, Launch, LiveGateway, chat, error, eventually
+from gateway_harness import FAKE, PATIENCE_S, Launch, LiveGateway, chat, error, eventually
 
 from sekisho.core.errors import EngineUnavailable
+from sekisho.core.events import EventStream
+from sekisho.core.turn import Turn
 from sekisho.engines.config import ModelConfig
 from sekisho.store import KeySpec
 
@@ -22,9 +23,11 @@ from sekisho.store import KeySpec
 def test_a_client_that_leaves_frees_the_slot(launch: Launch, stream: bool) -> None:
     """Streaming or not, the engine's only slot is free again when the client is gone, and the usage says cancelled."""
     live = launch(ModelConfig(name="fake", engine="fake", slots=1))
-    with pytest.raises(httpx.ReadTimeout):
-        live.client(timeout=0.5).post("/v1/chat/completions", json=chat("stall:1 a b", stream=stream))
     queue = live.gateway.roster.entries["fake"].queue
+    with live.asking("/v1/chat/completions", chat("stall:1 a b", stream=stream)) as connection:
+        assert eventually(lambda: queue.running == 1)
+        if stream:
+            assert connection.getresponse().readline().startswith(b"data: ")
     assert eventually(lambda: queue.running == 0)
     assert live.client().post("/v1/chat/completions", json=chat("hi")).status_code == 200
     statuses = sorted(row.status for row in live.usage(2))
@@ -49,8 +52,8 @@ def test_a_client_that_leaves_frees_the_slot_of_its_embedding(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(entry.engine, "embed", stall)
-    with pytest.raises(httpx.ReadTimeout):
-        live.client(timeout=0.5).post(path, json=body)
+    with live.asking(path, body):
+        assert eventually(lambda: entry.queue.running == 1)
     assert eventually(lambda: entry.queue.running == 0)
     assert live.usage(1)[0].status == "cancelled"
 
@@ -119,8 +122,8 @@ def test_an_embedding_or_a_count_that_outlasts_the_drain_is_told(
 
     monkeypatch.setattr(live.gateway.roster.entries["fake"].engine, question, stall)
     with ThreadPoolExecutor() as pool:
-        late = pool.submit(live.client(timeout=10).post, path, json=body)
-        assert reached.wait(10)
+        late = pool.submit(live.client().post, path, json=body)
+        assert reached.wait(PATIENCE_S)
         live.in_loop(live.gateway.begin_drain)
         answer = late.result()
     assert answer.status_code == 503
@@ -161,18 +164,36 @@ def test_a_failure_before_the_first_byte_has_its_status(live: LiveGateway) -> No
             assert error(answer)["code"] != "internal_error"
 
 
-def test_a_silent_engine_is_bridged_by_keep_alives(launch: Launch) -> None:
-    """While the engine thinks, each protocol's keep-alive comes, typed and numbered for the Responses API."""
+def test_a_silent_engine_is_bridged_by_keep_alives(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the engine thinks, each protocol's keep-alive comes, typed and numbered for the Responses API. It thinks
+    until two of them have come."""
     live = launch(FAKE, keepalive_s=0.1)
-    text = live.client().post("/v1/chat/completions", json=chat("delay:0.5 a", stream=True)).text
-    assert text.count(": keep-alive") >= 2
-    assert text.endswith("[DONE]\n\n")
-    body = {"model": "fake", "input": "delay:0.5 a", "stream": True}
-    events = [
-        json.loads(line[6:])
-        for line in live.client().post("/v1/responses", json=body).text.splitlines()
-        if line.startswith("data: ")
-    ]
+    engine = live.gateway.roster.entries["fake"].engine
+    generate, speaks = engine.generate, threading.Event()
+
+    async def thinks(turn: Turn) -> EventStream:
+        await asyncio.to_thread(speaks.wait, PATIENCE_S)
+        async for batch in generate(turn):
+            yield batch
+
+    monkeypatch.setattr(engine, "generate", thinks)
+
+    def lines(path: str, body: dict[str, Any], keepalive: str) -> list[str]:
+        seen: list[str] = []
+        speaks.clear()
+        with live.client().stream("POST", path, json=body) as stream:
+            for line in stream.iter_lines():
+                seen.append(line)
+                if sum(keepalive in each for each in seen) >= 2:
+                    speaks.set()
+        return seen
+
+    said = lines("/v1/chat/completions", chat("a", stream=True), ": keep-alive")
+    assert sum(line == ": keep-alive" for line in said) >= 2
+    assert said[-2:] == ["data: [DONE]", ""]
+    body = {"model": "fake", "input": "a", "stream": True}
+    told = lines("/v1/responses", body, '"type":"keepalive"')
+    events = [json.loads(line[6:]) for line in told if line.startswith("data: ")]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[0]["type"] == "response.created"
     assert sum(event["type"] == "keepalive" for event in events) >= 2
@@ -181,7 +202,7 @@ def test_a_silent_engine_is_bridged_by_keep_alives(launch: Launch) -> None:
 
 def test_draining_lets_running_streams_end_and_refuses_new_ones(launch: Launch) -> None:
     """On SIGTERM a running stream ends by itself within the drain time; a new request gets 503 with Retry-After."""
-    live = launch(FAKE, drain_timeout_s=20.0)
+    live = launch(FAKE, drain_timeout_s=PATIENCE_S)
     client = live.client()
     with client.stream("POST", "/v1/chat/completions", json=chat("tokens:5 pace:0.2", stream=True)) as stream:
         lines = stream.iter_lines()
@@ -190,7 +211,7 @@ def test_draining_lets_running_streams_end_and_refuses_new_ones(launch: Launch) 
         late = live.client().post("/v1/chat/completions", json=chat("hi"))
         assert (late.status_code, error(late)["code"]) == (503, "draining")
         assert int(late.headers["retry-after"]) >= 1
-        assert httpx.get(f"{live.url}/readyz").status_code == 503
+        assert live.fetch("/readyz").status_code == 503
         assert "data: [DONE]" in list(lines)
 
 
@@ -239,4 +260,4 @@ def test_a_full_queue_is_503_with_retry_after(launch: Launch) -> None:
         assert (refused.status_code, error(refused)["code"]) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         assert not waiting.done()
-    assert waiting.result(20).status_code == 200
+    assert waiting.result(PATIENCE_S).status_code == 200

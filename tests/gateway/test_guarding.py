@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import openai
 import pytest
-from gateway_harness import FAKE, LiveGateway, chat
+from gateway_harness import FAKE, PATIENCE_S, LiveGateway, chat, eventually
 
 from sekisho.audit.keys import ReaderKeys
 from sekisho.audit.reader import Reader
@@ -21,7 +21,7 @@ from sekisho.core.turn import Turn
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.guard.desk_config import ApproverConfig, EscalationConfig
-from sekisho.guard.emergency import Emergency, emergency_file
+from sekisho.guard.emergency import EVERY_S, Emergency, emergency_file
 from sekisho.guard.guard_model import GuardModelConfig
 from sekisho.ops.home import Home
 from sekisho.serve import Plan
@@ -56,7 +56,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
 
 def records(live: LiveGateway, count: int = 0) -> list[Record]:
     """The book's records, once there are `count`."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         keys = ReaderKeys.load(live.home.secrets)
         found = [entry.record for entry in Reader(live.home.audit, keys).entries()]
@@ -67,7 +67,7 @@ def records(live: LiveGateway, count: int = 0) -> list[Record]:
 
 
 def sdk(live: LiveGateway, key: str | None = None) -> openai.OpenAI:
-    client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=key or live.key, max_retries=0, timeout=30)
+    client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=key or live.key, max_retries=0, timeout=PATIENCE_S)
     live.closes(client)
     return client
 
@@ -99,11 +99,11 @@ def respond(live: LiveGateway, text: str, stream: bool) -> Any:
     return last.response
 
 
-def pending(live: LiveGateway, key: str | None = None) -> dict[str, Any]:
-    """The one ticket that waits, once it is there."""
-    deadline = time.monotonic() + 20
+def pending(live: LiveGateway, key: str | None = None, state: str | None = "pending") -> dict[str, Any]:
+    """The one ticket that waits, once it is there; with None as `state` also one whose time is over."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
-        found = live.client(key).get("/v1/escalations", params={"state": "pending"}).json()["data"]
+        found = live.client(key).get("/v1/escalations", params={"state": state} if state else {}).json()["data"]
         if found:
             assert len(found) == 1
             return dict(found[0])
@@ -128,7 +128,7 @@ class Beside(threading.Thread):
             self._error = error
 
     def result(self) -> Any:
-        self.join(30)
+        self.join(PATIENCE_S)
         assert not self.is_alive(), "it hangs"
         if self._error is not None:
             raise self._error
@@ -227,7 +227,7 @@ def test_time_that_runs_out_means_no(guarded: Guarded) -> None:
     live = guarded(EscalationConfig(timeout_s=1.0, approvers=APPROVERS), mode="production")
     approver = live.create_key(KeySpec(name="hanako", scopes=frozenset({"chat"})))[1]
     caller = Beside(lambda: ask(live, HELD, True))
-    ticket = pending(live, approver)
+    ticket = pending(live, approver, state=None)
     _, refusal, reason = caller.result()
     assert reason == "content_filter"
     assert ticket["id"] in refusal
@@ -349,7 +349,8 @@ def test_a_guard_model_has_the_last_word_and_silence_means_no(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch, rating: str, decision: str, reason: str
 ) -> None:
     """The opinion of a guard model is asked over an engine of ours; it can be graver, and must be there in time."""
-    live = guarded(model=GuardModelConfig(model="fake", format="qwen3guard", deadline_s=0.5))
+    deadline_s = 0.5 if rating.startswith("stall") else 25.0
+    live = guarded(model=GuardModelConfig(model="fake", format="qwen3guard", deadline_s=deadline_s))
     entry = live.gateway.roster.entries["fake"]
     generate = entry.engine.generate
 
@@ -359,7 +360,7 @@ def test_a_guard_model_has_the_last_word_and_silence_means_no(
                 yield batch
             return
         if rating.startswith("stall"):
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         yield [TextDelta(rating)]
         yield [Finished("stop")]
 
@@ -377,11 +378,16 @@ def test_an_emergency_is_in_force_within_a_second_and_in_the_book(guarded: Guard
     path = emergency_file(live.home.guard)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(msgspec.json.encode(Emergency(time.time(), "hanako", "an incident")))
-    time.sleep(1.0)
+    time.sleep(EVERY_S)
     assert ask(live, BENIGN, False)[2] == "content_filter"
     path.unlink()
-    time.sleep(1.0)
+    time.sleep(EVERY_S)
     assert ask(live, BENIGN, False)[2] == "stop"
-    noted = [record for record in records(live, 6) if isinstance(record, AdminRecord)]
+
+    def told() -> list[AdminRecord]:
+        return [record for record in records(live) if isinstance(record, AdminRecord)]
+
+    assert eventually(lambda: len(told()) >= 2)
+    noted = told()
     assert [(record.action, record.user_id) for record in noted] == [("emergency_on", "hanako"), ("emergency_off", "")]
     assert noted[0].detail == {"reason": "an incident"}

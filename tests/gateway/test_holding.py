@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
-from gateway_harness import FAKE, LiveGateway, chat
+from gateway_harness import FAKE, PATIENCE_S, LiveGateway, chat
 
 from sekisho.audit.config import AnchorConfig, AuditConfig
 from sekisho.audit.keys import ReaderKeys
@@ -57,7 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         live.stop()
 
 
-def soon(fact: Callable[[], Any], within_s: float = 20.0) -> Any:
+def soon(fact: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := fact()):
         assert time.monotonic() < deadline, "it never came"
@@ -102,12 +102,14 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.answer = httpx.post(self._url, json=chat(HELD, **self._more), headers=self._headers, timeout=60.0)
+            self.answer = httpx.post(
+                self._url, json=chat(HELD, **self._more), headers=self._headers, timeout=PATIENCE_S
+            )
         except httpx.HTTPError as error:
             self.error = error
 
     def came(self) -> httpx.Response:
-        self.join(30)
+        self.join(PATIENCE_S)
         assert self.answer is not None, self.error
         return self.answer
 
@@ -119,7 +121,7 @@ class Asking(threading.Thread):
 
 def leave(live: LiveGateway, stream: bool) -> http.client.HTTPConnection:
     """A held request on a connection that the test can cut."""
-    connection = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=PATIENCE_S)
     headers = {**live.headers(), "content-type": "application/json"}
     connection.request("POST", PATH, json.dumps(chat(HELD, stream=stream)), headers)
     return connection
@@ -151,13 +153,13 @@ def test_a_held_stream_is_kept_alive_and_says_nothing(start: Start) -> None:
     """The opening without a word, then comments, until somebody has decided: no byte of an answer, and no slot."""
     live = start()
     hanako = approver(live)
-    with live.client(timeout=30.0).stream("POST", PATH, json=chat(HELD, stream=True)) as answer:
+    with live.client().stream("POST", PATH, json=chat(HELD, stream=True)) as answer:
         lines = answer.iter_lines()
         first = [next(lines) for _ in range(8)]
         assert sum(line.startswith(":") for line in first) >= 2
         assert not any(map(said, first))
         assert live.client().get("/readyz").json()["models"]["fake"]["running"] == 0
-        assert decide(hanako, tickets(hanako)[0]["id"]) == 200
+        assert decide(hanako, soon(lambda: tickets(hanako))[0]["id"]) == 200
         assert "".join(map(said, lines)) == HELD
 
 
@@ -270,7 +272,7 @@ def test_a_second_server_on_the_same_home_answers_nothing(start: Start) -> None:
     assert live.client().post(PATH, json=chat(BENIGN)).status_code == 200
     live.stop()
     soon(lambda: second.client().post(PATH, json=chat(BENIGN)).status_code == 200)
-    thread.join(30)
+    thread.join(PATIENCE_S)
     second.stop()
 
 

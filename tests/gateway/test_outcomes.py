@@ -44,7 +44,7 @@ async def run(book: Book, asked: Turn, batches: list[Batch]) -> None:
     stage = Checkpoint(GuardConfig(), Judge(NoRules, None), lambda: book)
     async for _ in stage.stage(asked, generate):
         pass
-    await asyncio.sleep(0.05)
+    await settle()
 
 
 def outcomes(book: Book) -> list[OutcomeRecord]:
@@ -101,7 +101,7 @@ async def test_a_wait_that_is_broken_off_at_the_very_end_loses_no_outcome(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.1)
+    await settle()
     (outcome,) = outcomes(book)
     assert (outcome.status, outcome.output) == ("cancelled", "long")
 
@@ -126,11 +126,11 @@ def test_a_request_is_named_by_all_that_the_engine_reads(book: Book) -> None:
 
 async def test_the_outcome_of_who_left_is_waited_for(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that stops closes its book behind the last outcome, however long that is being cleaned."""
-    clean = Passing.clean
+    clean, cleaned = Passing.clean, asyncio.Event()
 
     async def slow(self: Passing, text: str) -> str:
         if self.question:
-            await asyncio.sleep(0.2)
+            await cleaned.wait()
         return await clean(self, text)
 
     monkeypatch.setattr(Passing, "clean", slow)
@@ -143,8 +143,13 @@ async def test_the_outcome_of_who_left_is_waited_for(book: Book, monkeypatch: py
     events = Checkpoint(GuardConfig(), Judge(NoRules, None), lambda: book).stage(turn(), generate)
     await anext(events)
     await events.aclose()
+    settling = asyncio.create_task(settle())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not settling.done()
     assert outcomes(book) == []
-    await settle()
+    cleaned.set()
+    await settling
     (outcome,) = outcomes(book)
     assert outcome.status == "cancelled"
 

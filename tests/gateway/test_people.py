@@ -24,6 +24,7 @@ class SlowDesk:
     def __init__(self, broken: bool = False) -> None:
         self.opening = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.waiting = asyncio.Event()
         self.opened: list[str] = []
         self.abandoned: list[str] = []
         self.broken = broken
@@ -54,6 +55,7 @@ class SlowDesk:
         )
 
     async def wait(self, ticket_id: str) -> None:
+        self.waiting.set()
         await asyncio.Event().wait()
 
     async def abandon(self, ticket_id: str) -> None:
@@ -69,9 +71,9 @@ async def leave(desk: SlowDesk, mode: Any, stopping: bool, when: str) -> None:
     await desk.opening.wait()
     if when == "while it waits":
         desk.go_on.set()
-        await asyncio.sleep(0.01)
+        await desk.waiting.wait()
     task.cancel()
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # it hears of that before the ticket stands
     desk.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_harness import FAKE, Launch, LiveGateway
+from gateway_harness import FAKE, PATIENCE_S, Launch, LiveGateway, eventually
 
 from sekisho.core.errors import StoreUnavailable
 from sekisho.gateway import answer
@@ -95,11 +95,13 @@ def test_a_background_response_can_be_cancelled(live: LiveGateway) -> None:
 
 def test_a_running_response_that_is_deleted_stays_deleted(live: LiveGateway) -> None:
     """DELETE of a response that is still being made ends it, frees the slot, and it is not stored again at its end."""
-    made = create(live, "delay:0.5 a b", background=True).json()
+    made = create(live, "stall:1 a b", background=True).json()
+    queue = live.gateway.roster.entries["fake"].queue
+    assert eventually(lambda: queue.running == 1)
     assert live.client().delete(f"/v1/responses/{made['id']}").json()["deleted"] is True
-    assert live.gateway.roster.entries["fake"].queue.running == 0
+    assert queue.running == 0
     assert live.usage(1)[0].status == "failed"
-    time.sleep(0.7)
+    assert eventually(lambda: not live.gateway.background)
     assert live.client().get(f"/v1/responses/{made['id']}").status_code == 404
 
 
@@ -111,7 +113,7 @@ def _hold_the_store(live: LiveGateway, monkeypatch: pytest.MonkeyPatch) -> tuple
     async def slow(record: ResponseRecord) -> None:
         if record.status in ("completed", "failed"):
             reached.set()
-            await asyncio.to_thread(go_on.wait, 10)
+            await asyncio.to_thread(go_on.wait, PATIENCE_S)
         await put(record)
 
     monkeypatch.setattr(store, "put_response", slow)
@@ -126,7 +128,7 @@ def test_a_drain_does_not_cut_a_stream_that_is_being_stored(launch: Launch, monk
     with live.client().stream("POST", "/v1/responses", json=body) as stream:
         lines = stream.iter_lines()
         next(lines)
-        assert reached.wait(10)
+        assert reached.wait(PATIENCE_S)
         live.in_loop(live.gateway.begin_drain)
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     assert events[-1]["type"] == "response.failed"
@@ -140,7 +142,7 @@ def test_a_cancel_that_comes_while_the_response_is_stored_is_too_late(
     """It is told so, and cuts nothing off: neither a stream nor a background response."""
     reached, go_on = _hold_the_store(live, monkeypatch)
     made = create(live, "a b", background=True).json()
-    assert reached.wait(10)
+    assert reached.wait(PATIENCE_S)
     late = live.client().post(f"/v1/responses/{made['id']}/cancel")
     assert (late.status_code, "completed" in late.text) == (400, True)
     reached.clear()
@@ -149,7 +151,7 @@ def test_a_cancel_that_comes_while_the_response_is_stored_is_too_late(
     ) as stream:
         lines = stream.iter_lines()
         opening = next(line for line in lines if line.startswith("data: "))
-        assert reached.wait(10)
+        assert reached.wait(PATIENCE_S)
         streamed = json.loads(opening[6:])["response"]["id"]
         assert live.client().post(f"/v1/responses/{streamed}/cancel").status_code == 400
         go_on.set()
@@ -173,7 +175,7 @@ def test_a_background_response_gets_a_last_chance_when_the_server_goes_down(
     monkeypatch.setattr(store, "put_response", once_in_trouble)
     monkeypatch.setattr(answer, "KEEP_PAUSES_S", (60.0,))
     made = create(live, "a b", background=True).json()
-    assert refused.wait(10)
+    assert refused.wait(PATIENCE_S)
     key_id = live.gateway.ring.holders()[0].record.id
     live.stop()
     record = live.in_store(lambda store: store.get_response(made["id"], key_id, time.time()))
@@ -188,7 +190,7 @@ def test_a_background_response_of_a_dead_process_is_told_as_failed(live: LiveGat
 
 
 def _ended(live: LiveGateway, response_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         response: dict[str, Any] = live.client().get(f"/v1/responses/{response_id}").json()
         if response["status"] not in ("queued", "in_progress"):

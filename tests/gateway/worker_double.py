@@ -21,7 +21,7 @@ class WorkerDouble:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._started.wait(20)
+        assert self._started.wait(60)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -50,7 +50,7 @@ class WorkerDouble:
     def close(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(20)
+            self._thread.join(60)
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.name, "meta": {"n_ctx": 1000 + self.words}}]})

@@ -14,9 +14,9 @@ from sekisho.core.verdict import Verdict
 from sekisho.guard import notices
 from sekisho.guard.desk import Desk
 from sekisho.guard.desk_config import ApproverConfig, ChannelConfig, ChannelsConfig, EscalationConfig, SmtpConfig
-from sekisho.guard.desk_records import Case, DeskEvent
+from sekisho.guard.desk_records import Case, DeskEvent, Outcome
 from sekisho.guard.notices import NoticeFailed
-from sekisho.store import Notice, Store, Ticket
+from sekisho.store import Notice, NoticeKind, Store, Ticket
 
 START = 1_790_000_000.0
 
@@ -142,6 +142,31 @@ async def office(
 
 async def until(condition: Any) -> None:
     """Lets the loop run until the condition holds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for rings no bell
+            await asyncio.sleep(0.01)
+
+
+async def waits(desk: Desk, ticket_id: str) -> asyncio.Task[Outcome]:
+    """A wait for the ticket's end, which has begun: its time runs."""
+    begun, hear = asyncio.Event(), desk._hear
+
+    async def noted(bell: asyncio.Event, ends_at: float) -> None:
+        begun.set()
+        await hear(bell, ends_at)
+
+    desk._hear = noted  # type: ignore[method-assign]
+    waiting = asyncio.create_task(desk.wait(ticket_id))
+    await begun.wait()
+    return waiting
+
+
+async def after_attempt(o: Office, ticket_id: str, attempt: int, kind: NoticeKind = "email") -> Notice:
+    """The ticket's one notice of its kind when attempt number `attempt` has failed, and not only been claimed."""
+    lease_s = CONFIG.notice_timeout_s + 15
+    async with asyncio.timeout(60):
+        while True:
+            (notice,) = (each for each in await o.store.ticket_notices(ticket_id) if each.kind == kind)
+            if notice.attempts == attempt and notice.next_attempt_at != o.clock.now() + lease_s:
+                return notice
             await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from desk_harness import VERDICT, Office, case, office, until
+from desk_harness import VERDICT, Office, case, office, until, waits
 
 from sekisho.core.errors import AlreadyDecided, Forbidden, InvalidRequest, NotFound, RequestError, TicketExpired
 from sekisho.store import Ticket
@@ -15,7 +15,7 @@ async def test_a_held_request_goes_on_when_a_human_approves(open_office: Office)
     """The caller waits, the doctor approves, the outcome goes on; the book has it in order with who it was."""
     desk, book = open_office.desk, open_office.book
     ticket = await desk.open(case())
-    waiting = asyncio.create_task(desk.wait(ticket.id))
+    waiting = await waits(desk, ticket.id)
     await asyncio.sleep(0.05)
     assert not waiting.done()
     decided = await desk.decide(ticket.id, "doctor", "approve", reason="処方どおり")
@@ -52,7 +52,7 @@ async def test_time_that_runs_out_refuses_and_a_late_click_revives_nothing(open_
     desk, clock, notifier = open_office.desk, open_office.clock, open_office.notifier
     ticket = await desk.open(case())
     await until(lambda: len(notifier.sent) == 4)
-    waiting = asyncio.create_task(desk.wait(ticket.id))
+    waiting = await waits(desk, ticket.id)
     clock.advance(299.9)
     await asyncio.sleep(0.1)
     assert not waiting.done()
@@ -83,11 +83,10 @@ async def test_a_clock_that_jumps_never_prolongs_a_wait(tmp_path: Path, seconds:
     """Set back, the wait still ends after 300 s of real time; set forward, it may end earlier, as a refusal."""
     async with office(tmp_path / "s.db") as o:
         ticket = await o.desk.open(case())
-        waiting = asyncio.create_task(o.desk.wait(ticket.id))
-        await asyncio.sleep(0.05)
+        waiting = await waits(o.desk, ticket.id)
         o.clock.jump(seconds)
         o.clock.advance(300)
-        assert (await asyncio.wait_for(waiting, 20)).state == "expired"
+        assert (await asyncio.wait_for(waiting, 60)).state == "expired"
         with pytest.raises(TicketExpired):
             await o.desk.decide(ticket.id, "doctor", "approve")
 
@@ -129,8 +128,7 @@ async def test_a_decision_that_makes_no_sense_changes_nothing(open_office: Offic
 async def test_a_caller_that_leaves_ends_its_ticket(open_office: Office) -> None:
     """Abandoned, the ticket needs no answer: a decision is 409 and says why. A decided one is not abandoned."""
     ticket = await open_office.desk.open(case())
-    waiting = asyncio.create_task(open_office.desk.wait(ticket.id))
-    await asyncio.sleep(0.05)
+    waiting = await waits(open_office.desk, ticket.id)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

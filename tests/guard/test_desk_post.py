@@ -4,11 +4,12 @@ import asyncio
 from pathlib import Path
 
 import msgspec
-from desk_harness import CONFIG, Office, case, office, until
+import pytest
+from desk_harness import CONFIG, Office, after_attempt, case, office, until
 
+from sekisho.guard import desk
 from sekisho.guard.desk_post import LONGEST_PAUSE_S, pause_s
 from sekisho.guard.notices import NoticeFailed
-from sekisho.store import Notice
 from sekisho.store.keys import hash_secret
 
 ONE_MAIL = msgspec.structs.replace(
@@ -23,20 +24,9 @@ async def states(o: Office, ticket_id: str) -> list[str]:
 
 
 async def until_states(o: Office, ticket_id: str, wanted: list[str]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await states(o, ticket_id) != wanted:  # noqa: ASYNC110 - a database rings no bell
             await asyncio.sleep(0.02)
-
-
-async def after_attempt(o: Office, ticket_id: str, attempt: int) -> Notice:
-    """The ticket's one notice when attempt number `attempt` has failed, and not only been claimed."""
-    lease_s = CONFIG.notice_timeout_s + 15
-    async with asyncio.timeout(30):
-        while True:
-            notice = (await o.store.ticket_notices(ticket_id))[0]
-            if notice.attempts == attempt and notice.next_attempt_at != o.clock.now() + lease_s:
-                return notice
-            await asyncio.sleep(0.01)
 
 
 async def test_everybody_is_told_and_only_approvers_get_links(tmp_path: Path) -> None:
@@ -66,8 +56,9 @@ async def test_everybody_is_told_and_only_approvers_get_links(tmp_path: Path) ->
         assert [event.kind for event in o.book.events].count("notified") == 4
 
 
-async def test_a_notice_is_tried_again_with_growing_pauses(tmp_path: Path) -> None:
+async def test_a_notice_is_tried_again_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five failures, then success: the pauses grow, and the link of the last attempt works."""
+    monkeypatch.setattr(desk, "_TIDY_S", 0.05)
     async with office(tmp_path / "s.db", ONE_MAIL) as o:
         o.notifier.failures = [NoticeFailed("HTTP 500") for _ in range(5)]
         ticket = await o.desk.open(case())

@@ -6,7 +6,7 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
-from desk_harness import CONFIG, KeepingNotifier, Office, case, office, until
+from desk_harness import CONFIG, KeepingNotifier, Office, case, office, until, waits
 
 from sekisho.core.errors import BookUnavailable, StoreUnavailable
 from sekisho.guard.desk import Desk
@@ -103,8 +103,7 @@ async def test_what_the_book_does_not_know_yet_is_told_after_a_restart(tmp_path:
     """A book in trouble while a human decides loses no event: the caller is refused, and the next process tells it."""
     async with office(tmp_path / "s.db", started=False) as first:
         ticket = await first.desk.open(case())
-        waiting = asyncio.create_task(first.desk.wait(ticket.id))
-        await asyncio.sleep(0.05)
+        waiting = await waits(first.desk, ticket.id)
         first.book.broken = True
         assert (await first.desk.decide(ticket.id, "doctor", "approve")).state == "approved"
         with pytest.raises(BookUnavailable):
@@ -131,14 +130,19 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_wait(tmp_path: Path)
         ticket = await o.desk.open(case())
         shut = await Store.open(tmp_path / "shut.db")
         await shut.close()
-        current = o.store
-        desk = Desk(lambda: current, CONFIG, KeepingNotifier(CONFIG), o.clock, o.book, poll_s=0.02)
+        current, asked = o.store, list[Store]()
+
+        def store() -> Store:
+            asked.append(current)
+            return current
+
+        desk = Desk(store, CONFIG, KeepingNotifier(CONFIG), o.clock, o.book, poll_s=0.02)
         waiting = asyncio.create_task(desk.wait(ticket.id))
-        await asyncio.sleep(0.1)
+        await until(lambda: len(asked) == 2)  # it has looked once, and looks again
         current = shut
         with pytest.raises(StoreUnavailable):
             await desk.get(ticket.id)
-        await asyncio.sleep(0.1)
+        await until(lambda: asked.count(shut) > 2)
         current = o.store
         await o.desk.decide(ticket.id, "doctor", "deny")
         assert (await waiting).state == "denied"

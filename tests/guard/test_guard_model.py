@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from desk_harness import until
 from guard_model_harness import FORMATS, HELLO, SAFE, assistant, model, saying, user
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,11 +58,10 @@ async def test_the_deadline_frees_the_engine() -> None:
     """A slow model is a failure in time, and its turn is called off."""
     engine = FakeEngine(ModelConfig(name="guard", engine="fake"))
     guard = model(engine.generate, deadline_s=0.05)
-    started = asyncio.get_running_loop().time()
     with pytest.raises(GuardModelFailed) as caught:
         await guard.judge((user("stall:1 hello"),))
     assert caught.value.reason == "timeout"
-    assert asyncio.get_running_loop().time() - started < 1.0
+    assert "0.05 s" in str(caught.value)
     assert (engine.active, engine.cancelled) == (0, 1)
 
 
@@ -74,7 +74,7 @@ async def test_waiting_for_a_slot_counts_against_the_deadline() -> None:
         running += 1
         most = max(most, running)
         try:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
             yield [Finished("stop")]
         finally:
             running -= 1
@@ -90,8 +90,7 @@ async def test_cancellation_frees_the_engine_and_the_slot() -> None:
     engine = FakeEngine(ModelConfig(name="guard", engine="fake"))
     guard = model(engine.generate, max_parallel=1, deadline_s=30.0)
     task = asyncio.create_task(guard.judge((user("stall:0"),)))
-    await asyncio.sleep(0.02)
-    assert engine.active == 1
+    await until(lambda: engine.active == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))  # the gateway's harness lies beside its tests
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find the harness beside them
 
 from hostile_harness import GatewayProcess
@@ -51,6 +52,11 @@ class Target:
         text = self.colleague.get("/metrics").text
         lines = [line for line in text.splitlines() if line.startswith("sekisho_requests_total{")]
         return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if 'status="completed"' in line)
+
+    def running(self) -> int:
+        """Turns that are under way; -1 while the server has not read the keys yet."""
+        models = self.colleague.get("/readyz").json().get("models")
+        return int(models["fake"]["running"]) if models else -1
 
     def usage(self) -> list[UsageRecord]:
         """Every usage row in the database."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import psutil
+from kept_port import kept_port
 
 from sekisho.engines.config import ModelConfig
-from sekisho.engines.llama_worker import free_port
 from sekisho.gateway.config import GatewayConfig
 from sekisho.guard.config import GuardConfig
 from sekisho.ops.home import Home
@@ -33,7 +33,7 @@ UNGUARDED = GuardConfig(mode="off", output=False)
 _ERROR_ID = re.compile(r"err_[A-Za-z0-9]+")
 
 
-def eventually(fact: Callable[[], Any], within_s: float = 8.0) -> Any:
+def eventually(fact: Callable[[], Any], within_s: float = 60.0) -> Any:
     """The first true value of `fact`, or its last one; generous, because a loaded machine is slow and not wrong."""
     deadline = time.monotonic() + within_s
     while not (found := fact()) and time.monotonic() < deadline:
@@ -53,7 +53,7 @@ class GatewayProcess:
         **options: Any,
     ) -> None:
         self.home = Home(folder).create()
-        self.port = free_port()
+        self.port = kept_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = self.home.logs / "gateway.log"
         settings = Settings(gateway=GatewayConfig(port=self.port, **options), models=models or (FAKE,), guard=UNGUARDED)
@@ -66,8 +66,8 @@ class GatewayProcess:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
             )
-        self._anybody = httpx.Client(base_url=self.url, timeout=5.0)  # keyless; a client is slow to make
-        answers = eventually(lambda: self._probe("/readyz" if wait else "/healthz"), 40.0)
+        self._anybody = httpx.Client(base_url=self.url, timeout=60.0)  # keyless; a client is slow to make
+        answers = eventually(lambda: self._probe("/readyz" if wait else "/healthz"))
         assert answers, self.log()
 
     def _probe(self, path: str) -> bool:
@@ -78,7 +78,7 @@ class GatewayProcess:
             return False
 
     def client(self, key: str, **options: Any) -> httpx.Client:
-        options.setdefault("timeout", 30.0)
+        options.setdefault("timeout", 60.0)
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, **options)
 
     def log(self) -> str:
@@ -106,7 +106,7 @@ class GatewayProcess:
         self._anybody.close()
         self.child.terminate()
         try:
-            self.child.wait(40)
+            self.child.wait(60)
         finally:
             self.child.kill()
             self.child.wait()
@@ -165,7 +165,7 @@ class Answer(msgspec.Struct, frozen=True):
 class RawConnection:
     """A socket that sends any bytes and reads HTTP answers strictly."""
 
-    def __init__(self, port: int, timeout_s: float = 20.0) -> None:
+    def __init__(self, port: int, timeout_s: float = 60.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self._unread = b""
 

@@ -18,11 +18,6 @@ def streaming(text: str) -> bytes:
     return json.dumps({"model": "fake", "stream": True, "messages": [{"role": "user", "content": text}]}).encode()
 
 
-def running(target: "Target") -> int:
-    models = target.colleague.get("/readyz").json()["models"]
-    return int(models["fake"]["running"])
-
-
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
@@ -107,19 +102,19 @@ def test_a_client_that_leaves_frees_its_turn(target: "Target", stream: bool, beh
     ).encode()
     with RawConnection(target.port) as raw:
         raw.send(request_bytes("POST", CHAT, target.key, body))
-        assert eventually(lambda: running(target) == 1)
+        assert eventually(lambda: target.running() == 1)
         raw.send(behind)
         time.sleep(0.05)
-    assert eventually(lambda: running(target) == 0)
+    assert eventually(lambda: target.running() == 0)
 
 
 def test_a_half_closed_client_frees_its_turn(target: "Target") -> None:
     """A client that shuts its sending side counts as gone: a turn that nobody may hear does not run on."""
     with RawConnection(target.port) as raw:
         raw.send(request_bytes("POST", CHAT, target.key, streaming("stall:1 a b")))
-        assert eventually(lambda: running(target) == 1)
+        assert eventually(lambda: target.running() == 1)
         raw.socket.shutdown(1)
-        assert eventually(lambda: running(target) == 0)
+        assert eventually(lambda: target.running() == 0)
 
 
 def test_a_client_that_never_reads_costs_no_memory(target: "Target") -> None:
@@ -129,25 +124,25 @@ def test_a_client_that_never_reads_costs_no_memory(target: "Target") -> None:
     for raw in raws:
         raw.socket.setsockopt(1, 8, 4096)  # SO_RCVBUF
         raw.send(request_bytes("POST", CHAT, target.key, streaming("tokens:300000 a")))
-    assert eventually(lambda: running(target) == 2)
+    assert eventually(lambda: target.running() == 2)
     time.sleep(1.5)
-    assert running(target) == 2, "the stream ran into nowhere"
+    assert target.running() == 2, "the stream ran into nowhere"
     assert target.process.memory_bytes() - before < 150 * MIB
     assert target.client.post(CHAT, content=GOOD).status_code == 200
     for raw in raws:
         raw.socket.close()
-    assert eventually(lambda: running(target) == 0)
+    assert eventually(lambda: target.running() == 0)
 
 
 def test_junk_in_the_middle_of_a_stream_ends_it(target: "Target") -> None:
     """What is no HTTP behind a running request ends the connection; the stream never looks complete."""
     with RawConnection(target.port) as raw:
-        raw.send(request_bytes("POST", CHAT, target.key, streaming("tokens:50 pace:0.1")))
+        raw.send(request_bytes("POST", CHAT, target.key, streaming("tokens:1000 pace:0.1")))
         raw.read_until(b"word2")
         raw.send(b"\x00\x00 junk\r\n\r\n")
         rest = raw.read_until(b"[DONE]")
         assert b"[DONE]" not in rest
-    assert eventually(lambda: running(target) == 0)
+    assert eventually(lambda: target.running() == 0)
 
 
 # --- lines and targets ------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def attack_by_document(
         suppress_health_check=list(HealthCheck),
     )
     def attack(case: Case) -> None:
-        case.call_and_validate(base_url=target.process.url, session=session, checks=CHECKS, timeout=20)
+        case.call_and_validate(base_url=target.process.url, session=session, checks=CHECKS, timeout=60)
 
     attack()
 

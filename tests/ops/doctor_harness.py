@@ -8,8 +8,25 @@ from pathlib import Path
 import pytest
 
 from sekisho.engines.config import ModelConfig
-from sekisho.ops.doctor import Finding, Patient
+from sekisho.ops import hardware
+from sekisho.ops.doctor import Finding, Patient, clock, examination, machine, processes, programs, upstream, versions
 from sekisho.ops.home import Home
+
+
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All limits of the examination lie far ahead: on a busy machine everything is slow, and nothing is wrong. A test
+    that is about a limit sets it."""
+    for module, name in (
+        (programs, "IMPORT_TIMEOUT_S"),
+        (clock, "PROBE_TIMEOUT_S"),
+        (machine, "PROBE_TIMEOUT_S"),
+        (versions, "PROBE_TIMEOUT_S"),
+        (upstream, "TIMEOUT_S"),
+        (processes, "TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, name, 100.0)
+    monkeypatch.setattr(hardware.try_probe, "__defaults__", (100.0,))
+    monkeypatch.setitem(examination.examine.__kwdefaults__, "deadline_s", 100.0)
 
 
 def patient(home: Home, *models: ModelConfig, port: int = 1, host: str = "127.0.0.1", **more: object) -> Patient:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # the harness lies beside the te
 from control_door_harness import KEY, GatewayDouble, Stage, lives, until
 
 from sekisho.core.errors import InvalidRequest, NotFound
-from sekisho.engines.worker_process import free_port
 from sekisho.ops import engine_traffic, process_tree
 from sekisho.ops.children_file import read_children
 from sekisho.ops.control_door import DoorClient, DoorFailed
@@ -61,7 +61,7 @@ async def test_a_swap_leaves_one_worker_of_the_same_name(stage: Stage, limits: d
     assert (move.model, move.config.slots) == ("m", 8)
     assert stage.gateway.placed[-1] == ("m", Placed(move.config, move.url), False)
     assert report.url == move.url
-    assert (stage.home / "engine-m.log").read_text().count("worker good begins") == 2
+    await until(lambda: (stage.home / "engine-m.log").read_text().count("worker good begins") == 2)
     (record,) = (read_children(stage.home) or pytest.fail("no children.json")).children
     assert (record.name, record.pid) == ("engine-m", stage.pid)
     assert [child.name for child in await stage.client.children()] == ["engine-m"]
@@ -74,10 +74,14 @@ async def test_turns_are_held_and_let_go_on(stage: Stage, monkeypatch: pytest.Mo
     """One after other: held before anything is stopped, again and again while it lasts, and let go at the end; every
     order has a higher number than the one before."""
     monkeypatch.setattr(engine_traffic, "_RENEW_S", 0.01)
-    report = await stage.client.swap("m", {"slots": 8}, NO_ROOM)
+    url = stage.gateway.where
+    stage.gateway.calls[url] = 1
+    swap = asyncio.create_task(stage.client.swap("m", {"slots": 8}, NO_ROOM))
+    await until(lambda: len(stage.gateway.holds) > 2)
+    stage.gateway.calls[url] = 0
+    report = await swap
     assert report.held_requests == 2
     assert [hold.for_s > 0 for hold in stage.gateway.holds[-2:]] == [True, False]
-    assert len(stage.gateway.holds) > 2
     numbers = [order.number for order in stage.gateway.holds]
     assert numbers == sorted(set(numbers))
     assert [held for _, _, held in stage.gateway.placed] == [True, True, False]
@@ -278,8 +282,10 @@ async def test_the_door_opens_with_its_key_only(stage: Stage) -> None:
         for call in (client.children(), client.swaps(), client.swap("m", {"slots": 8})):
             with pytest.raises(DoorFailed, match="key"):
                 await call
-    with pytest.raises(DoorFailed, match="does not answer"):
-        await DoorClient(f"http://127.0.0.1:{free_port()}", KEY).children()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and listens to nobody
+        with pytest.raises(DoorFailed, match="does not answer"):
+            await DoorClient(f"http://127.0.0.1:{nobody.getsockname()[1]}", KEY).children()
 
 
 async def test_who_comes_before_the_door_is_open_waits(tmp_path: Path, gateway: GatewayDouble) -> None:

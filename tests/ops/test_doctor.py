@@ -1,12 +1,16 @@
 """The examination as a whole: quick, in both languages, and each thing it can say is proved somewhere."""
 
+import asyncio
 import importlib
 import pkgutil
 import re
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from string import Formatter
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -83,18 +87,20 @@ def test_llama_cpp_that_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "word"),
+    ("body", "word", "limit_s"),
     [
-        ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "instruction"),
-        ("import time; time.sleep(60)", "no end"),
+        ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12", 100.0),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "instruction", 100.0),
+        ("import time; time.sleep(600)", "no end", 0.1),
     ],
 )
-def test_llama_cpp_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, word: str) -> None:
+def test_llama_cpp_that_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, word: str, limit_s: float
+) -> None:
     """A library that is broken, kills the process or hangs is told; it counts as an error where a model needs it."""
     (tmp_path / "xllamacpp.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(programs, "IMPORT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(programs, "IMPORT_TIMEOUT_S", limit_s)
     home = Home(tmp_path)
     needed = only(programs.check_engine_library(patient(home, ModelConfig(name="m", path="builtin"))))
     assert (needed.case, needed.severity, word in needed.why) == ("llama_cpp.does_not_load", "error", True)
@@ -135,10 +141,22 @@ async def test_what_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.M
     """Three addresses that never answer and a driver that hangs: the examination ends in its time all the same, tells
     of each, and has looked at everything else."""
     release = threading.Event()
+    given: list[float] = []
+    running: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def timeout(limit_s: float) -> AsyncIterator[None]:
+        """Ends when the test says so: by the clock, a check that is slow here and now would end with those that
+        hang."""
+        given.append(limit_s)
+        async with asyncio.timeout(None) as limit:
+            running.add(limit)
+            try:
+                yield
+            finally:
+                running.discard(limit)
 
     async def silent(_request: web.Request) -> web.Response:
-        import asyncio
-
         await asyncio.sleep(3600)
         return web.Response()
 
@@ -151,13 +169,23 @@ async def test_what_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.M
     models = [ModelConfig(name=f"m{number}", engine="openai_http", url=url) for number in range(3)]
 
     def hang(_patient: object) -> list[doctor.Finding]:
-        release.wait(60)
+        release.wait(600)
         return []
 
     monkeypatch.setitem(examination.CHECKS, "graphics cards", hang)
-    found = await doctor.examine(patient(Home(tmp_path / "home"), *models), deadline_s=1.5)
-    await runner.cleanup()
-    release.set()
+    monkeypatch.setattr(examination, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": timeout}))
+    examining = asyncio.create_task(doctor.examine(patient(Home(tmp_path / "home"), *models), deadline_s=1.5))
+    try:
+        checks = len(examination.CHECKS) + len(models) + len(("database", "server"))
+        while len(given) < checks or len(running) > 4:  # noqa: ASYNC110 - the checks are threads
+            await asyncio.sleep(0.01)
+        for limit in tuple(running):
+            limit.reschedule(asyncio.get_running_loop().time())
+        found = await examining
+    finally:
+        await runner.cleanup()
+        release.set()
+    assert given == [1.5] * checks
     assert cases(found).count("check.slow") == 4
     assert "python.good" in [f.case for f in found]
 

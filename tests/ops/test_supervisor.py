@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sekisho.core.clock import ManualClock
 from sekisho.ops import process_tree
 from sekisho.ops.children_file import is_running, read_children
 from sekisho.ops.instance_lock import AlreadyRunning, InstanceLock
@@ -29,7 +30,7 @@ def python(name: str, home: Path, code: str, **fields: object) -> ChildSpec:
     return ChildSpec(name, argv, home / f"{name}.log", **fields)  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - other processes, no event to wait for
             await asyncio.sleep(0.01)
@@ -67,13 +68,14 @@ async def test_a_configuration_error_is_reported_and_not_tried_again(tmp_path: P
 
 
 async def test_a_crash_loop_is_failing_and_recovers(tmp_path: Path) -> None:
-    """Five quick exits are `failing` with the last log lines; a run long enough is `running` again."""
+    """Five quick exits are `failing` with the last log lines; a run long enough is `running` again. By a clock that
+    stands still every exit is a quick one, however long a process takes to start."""
     code = (
         f"import os, sys, time; print('boom');"
         f"time.sleep(600) if os.path.exists({str(tmp_path / 'mended')!r}) else sys.exit(3)"
     )
     policy = RestartPolicy(first_delay_s=0.01, max_delay_s=0.05, reset_after_s=0.5)
-    async with Supervisor(tmp_path, [python("a", tmp_path, code)], policy=policy) as supervisor:
+    async with Supervisor(tmp_path, [python("a", tmp_path, code)], policy=policy, clock=ManualClock()) as supervisor:
         await until(lambda: supervisor.status("a").state == "failing" and supervisor.status("a").log_tail)
         assert supervisor.status("a").log_tail == ("boom",)
         (tmp_path / "mended").touch()
@@ -97,8 +99,8 @@ async def test_children_stop_in_order_and_the_stubborn_are_killed(tmp_path: Path
     )
     ended: list[str] = []
     specs = [
-        python("last", tmp_path, polite, stop_order=2),
-        python("first", tmp_path, polite, stop_order=1),
+        python("last", tmp_path, polite, stop_order=2, grace_s=60.0),
+        python("first", tmp_path, polite, stop_order=1, grace_s=60.0),
         python("stubborn", tmp_path, stubborn, stop_order=3, grace_s=0.2),
     ]
 
@@ -197,10 +199,9 @@ asyncio.run(main())
 """
 
 
-async def killed_supervisor(
-    home: Path, children: dict[str, str], before: Callable[[], None] | None = None
-) -> list[int]:
-    """Runs a supervisor, kills it with -9 once all children and grandchildren run, and gives the pids of those."""
+async def killed_supervisor(home: Path, children: dict[str, str], *, guardian_too: bool = False) -> list[int]:
+    """Runs a supervisor, kills it with -9 once all children and grandchildren run, and gives the pids of those. With
+    the guardian: first that, while the supervisor is stopped, which would start another one."""
     argv = (sys.executable, "-c", SUPERVISE, str(home), json.dumps(children))
     with subprocess.Popen(argv) as supervisor:  # noqa: ASYNC220 - starting blocks for milliseconds
         logs = [home / f"{name}.log" for name in children]
@@ -209,8 +210,9 @@ async def killed_supervisor(
         assert told is not None
         pids = [child.pid for child in told.children if child.pid] + [int(log.read_text()) for log in logs]
         assert all(map(lives, pids))
-        if before is not None:
-            before()
+        if guardian_too:
+            supervisor.send_signal(signal.SIGSTOP)
+            end_guardian(supervisor.pid)
         supervisor.kill()
         supervisor.wait()
     return pids
@@ -223,26 +225,29 @@ async def test_kill_9_of_the_supervisor_leaves_nobody(tmp_path: Path) -> None:
     await until(lambda: not any(map(lives, pids)))
 
 
-def end_guardian() -> None:
-    for process in psutil.Process().children(recursive=True):
-        if any("guardian.py" in argument for argument in process.cmdline()):
-            process.kill()
+def end_guardian(supervisor: int) -> None:
+    (guardian,) = (
+        process
+        for process in psutil.Process(supervisor).children()
+        if any("guardian.py" in argument for argument in process.cmdline())
+    )
+    guardian.kill()
 
 
 async def test_a_tied_child_needs_no_guardian(tmp_path: Path) -> None:
     """A child that called `die_with_parent` ends even when the guardian is killed together with the supervisor."""
-    pids = await killed_supervisor(tmp_path, {"tied": TIED}, end_guardian)
+    pids = await killed_supervisor(tmp_path, {"tied": TIED}, guardian_too=True)
     await until(lambda: not lives(pids[0]))
     async with Supervisor(tmp_path, []):  # which ends the grandchild, that knew of nothing
-        assert not any(map(lives, pids))
+        await until(lambda: not any(map(lives, pids)))
 
 
 async def test_the_next_supervisor_ends_what_was_left(tmp_path: Path) -> None:
     """Survivors of a killed supervisor and guardian are ended at the next start, grandchildren included."""
-    pids = await killed_supervisor(tmp_path, {"plain": PLAIN}, end_guardian)
+    pids = await killed_supervisor(tmp_path, {"plain": PLAIN}, guardian_too=True)
     assert all(map(lives, pids))
     async with Supervisor(tmp_path, []):
-        assert not any(map(lives, pids))
+        await until(lambda: not any(map(lives, pids)))
 
 
 async def test_a_recycled_process_id_is_left_alone(tmp_path: Path) -> None:

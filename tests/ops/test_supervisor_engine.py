@@ -30,24 +30,33 @@ async def test_an_engine_that_is_killed_under_load_serves_again_without_a_hand(
     engine = OpenAiHttpEngine(ModelConfig("m", engine="openai_http"), f"http://127.0.0.1:{unused_tcp_port}/v1")
 
     async def ready() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await engine.health()).state != "ready":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.02)
 
+    begun = asyncio.Semaphore(0)
+
     async def one() -> Event:
+        events: list[Event] = []
         try:
-            return [event async for batch in engine.generate(say("a b stall:1", stream=True)) for event in batch][-1]
+            async for batch in engine.generate(say("a b stall:1", stream=True)):
+                if not events:
+                    begun.release()
+                events += batch
+            return events[-1]
         except ServiceError as error:
             return Failed(error.id, error.error_code, error.type, error.message)
 
     async with Supervisor(tmp_path, [ChildSpec("engine", argv, tmp_path / "engine.log")]) as supervisor:
         await ready()
         tasks = [asyncio.create_task(one()) for _ in range(20)]
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(60):
+            for _ in tasks:
+                await begun.acquire()
         pid = supervisor.status("engine").pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             ends = await asyncio.gather(*tasks)
         assert len({end.id for end in ends if isinstance(end, Failed)}) == 20
         await ready()

@@ -24,7 +24,7 @@ WAITS = "import sys, time; print('here'); time.sleep(600)"
 
 
 async def until(fact: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not fact():  # noqa: ASYNC110 - other processes, no event to wait for
             await asyncio.sleep(0.01)
 

@@ -49,8 +49,11 @@ def test_what_is_not_known_does_not_fit(memory: Memory) -> None:
 
 def test_the_need_is_measured_at_the_old_worker() -> None:
     """Its resident memory, against what the machine has free."""
+    before = psutil.Process().memory_info().rss
     (memory,) = measure(os.getpid(), SMALL, with_(threads=1), gpus=no_cards)
-    assert memory.need_bytes == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    after = psutil.Process().memory_info().rss  # a system that is short of memory takes some away at any moment
+    assert memory.need_bytes is not None
+    assert 0.8 * min(before, after) < memory.need_bytes < 1.2 * max(before, after)
     assert memory.free_bytes is not None
     assert 0 < memory.free_bytes <= psutil.virtual_memory().total
 

@@ -42,7 +42,7 @@ async def test_cancelled_work_leaves_a_usable_store(store: Store, usage: Make) -
         await asyncio.sleep(delay * 0.0004)
         task.cancel()
         await asyncio.wait([task])
-    await asyncio.wait_for(store.append_usage([usage("after")]), 30)
+    await asyncio.wait_for(store.append_usage([usage("after")]), 60)
     while store._running:
         await asyncio.wait(store._running)
     ids = [row.request_id async for row in store.usage_rows(0, 1e12)]
@@ -50,6 +50,13 @@ async def test_cancelled_work_leaves_a_usable_store(store: Store, usage: Make) -
     assert (await store.spent("2026-09"))["key_1"].requests == len(ids)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine is no database that hangs."""
+    monkeypatch.setattr("sekisho.store.connections._CLOSE_TIMEOUT_S", 100.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, usage: Make) -> None:
     """Work that is under way when the store closes is in the database afterwards."""
     store = await Store.open(tmp_path / "s.db")
@@ -63,6 +70,7 @@ async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, u
     await store.close()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_fails_after_its_caller_is_gone_is_in_the_log(
     tmp_path: Path, usage: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

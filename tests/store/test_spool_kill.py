@@ -19,8 +19,9 @@ SEED = 20261120
 NURSERY = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from sekisho.store import Store, UsageRecord, UsageSpool
-from sekisho.store.backends import connect
+from sekisho.store import Store, UsageRecord, UsageSpool, backends
+
+backends.BUSY_TIMEOUT_MS = 60_000  # a machine that stalls in mid-transaction is no fault of the other worker
 
 async def main(url, folder, name):
     told = os.open(f"{folder}/{name}.told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -47,7 +48,7 @@ async def main(url, folder, name):
     await draining
 
 url, folder = sys.argv[1:]
-connect(url)  # imports the driver, opens nothing
+backends.connect(url)  # imports the driver, opens nothing
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     child = os.fork()

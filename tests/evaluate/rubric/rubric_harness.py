@@ -134,4 +134,4 @@ class Served:
     async def ended(self) -> None:
         """Waits until the command would end by itself."""
         assert self._task is not None
-        await asyncio.wait_for(asyncio.shield(self._task), 15)
+        await asyncio.wait_for(asyncio.shield(self._task), 60)
