@@ -3,12 +3,13 @@ and how they end. Trouble is told in one line on standard error; exit code 78 me
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import signal
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sekisho.core.decoding import Undecodable, decoded
 from sekisho.engines import lifeline, native_build
@@ -17,6 +18,10 @@ from sekisho.engines.config import ModelConfig
 KEY_ENV = "SEKISHO_WORKER_KEY"
 EXIT_CONFIGURATION = 78
 EXIT_FAILED = 1
+_FIRST_WORKER_PORT: Final = 20_000
+_USUAL_FIRST_OUTGOING_PORT: Final = 32_768  # Linux'; macOS and Windows begin at 49152
+_PORT_TRIES: Final = 100
+_LINUX_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class WorkerError(Exception):
@@ -66,10 +71,28 @@ def new_key() -> str:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that was free a moment ago."""
+    """A port on 127.0.0.1 that was free a moment ago: where possible one of those that systems give to no outgoing
+    connection, which could take it before the worker has it, or between two of the worker's lives."""
+    mine = range(_FIRST_WORKER_PORT, min(_first_outgoing_port(), _USUAL_FIRST_OUTGOING_PORT))
+    for _ in range(_PORT_TRIES if mine else 0):
+        with contextlib.suppress(OSError):  # taken
+            return _bound(secrets.choice(mine))
+    return _bound(0)
+
+
+def _bound(port: int) -> int:
+    """The port (0: one that the system chooses) after binding it for a moment. Raises OSError where it is taken."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", port))
         return int(probe.getsockname()[1])
+
+
+def _first_outgoing_port() -> int:
+    """As Linux was told, or the usual one."""
+    try:
+        return int(_LINUX_PORTS.read_bytes().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _USUAL_FIRST_OUTGOING_PORT
 
 
 def check_port(port: int) -> None:
