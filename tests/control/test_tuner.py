@@ -15,6 +15,7 @@ from sekisho.control.tuner import tune
 from sekisho.control.tuner_limits import Budget, Limits
 from sekisho.control.tuner_reasons import (
     BaselineNotMeasured,
+    Better,
     BudgetEnded,
     NeverBesideBaseline,
     NoBudgetLeft,
@@ -180,8 +181,13 @@ def test_goals_come_before_gains() -> None:
     assert report.policy.engine.slots == 8
     assert report.missed == ()
     assert report.baseline.missed == (Goal("contexts", times=2),)
+    assert isinstance(report.why, Better)
+    assert (report.why.reached, report.why.nearer) == ((Goal("contexts", times=2),), ())
     impossible = found(landscape, Target("decode_tokens_per_s", (Goal("contexts", times=3),)))
     assert impossible.missed == (Goal("contexts", times=3),)
+    assert isinstance(impossible.why, Better)
+    assert (impossible.why.reached, impossible.why.nearer) == ((), (Goal("contexts", times=3),))
+    assert impossible.why.times < 1  # which alone would look like no gain at all
 
 
 def test_without_a_baseline_nothing_is_said() -> None:

@@ -310,16 +310,25 @@ def _report(search: _Search, purse: Purse, winner: _Entry | None, comparison: Co
     )
 
 
-def _reached(target: Target, comparison: Comparison) -> tuple[Goal, ...]:
-    """The goals that the winner reaches and the baseline does not."""
-    first = middle(each for block in comparison.blocks for each in block.first)
-    missed = _missed(target, comparison)
-    return tuple(goal for goal in target.missed(first, first) if goal not in missed)
+def _approached(target: Target, comparison: Comparison) -> tuple[tuple[Goal, ...], tuple[Goal, ...]]:
+    """The goals that the baseline misses: those that the winner reaches, and those that it misses by less."""
+    baseline, winner = _middles(comparison)
+    missed = target.missed(winner, baseline)
+    reached = tuple(goal for goal in target.missed(baseline, baseline) if goal not in missed)
+    shortfalls = ((goal, goal.shortfall(winner, baseline), goal.shortfall(baseline, baseline)) for goal in missed)
+    nearer = (goal for goal, now, before in shortfalls if now is not None and before is not None and now < before)
+    return reached, tuple(nearer)
 
 
 def _missed(target: Target, comparison: Comparison) -> tuple[Goal, ...]:
+    baseline, winner = _middles(comparison)
+    return target.missed(winner, baseline)
+
+
+def _middles(comparison: Comparison) -> tuple[Measured, Measured]:
+    """The baseline's figures and the winner's."""
     first = middle(each for block in comparison.blocks for each in block.first)
-    return target.missed(middle(each for block in comparison.blocks for each in block.second), first)
+    return first, middle(each for block in comparison.blocks for each in block.second)
 
 
 def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | None) -> tuple[Outcome, Why]:
@@ -338,7 +347,7 @@ def _outcome(search: _Search, winner: _Entry | None, comparison: Comparison | No
     known = (name, search.target.improve, ratio.value, ratio.n)
     if bounds[0] <= 0:
         return "not distinguishable", reasons.LeadMayBeNoise(*known)
-    return "better", reasons.Better(*known, _reached(search.target, comparison))
+    return "better", reasons.Better(*known, *_approached(search.target, comparison))
 
 
 def _pairs(block: Block) -> list[tuple[Measured, Measured]]:

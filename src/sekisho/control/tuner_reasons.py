@@ -168,13 +168,15 @@ class LeadMayBeNoise(Reason, frozen=True):
 
 
 class Better(Reason, frozen=True):
-    """`reached`: goals that the winner reaches and the baseline does not."""
+    """`reached`: goals that the winner reaches and the baseline does not. `nearer`: such as it misses too, but by less;
+    where there are any, it won by them, and `figure` may have become worse."""
 
     winner: str
     figure: FigureName
     times: float
     pairs: int
     reached: tuple[Goal, ...] = ()
+    nearer: tuple[Goal, ...] = ()
 
 
 Why = BaselineNotMeasured | BudgetEnded | Stopped | NoneBetter | TooFewPairs | LeadMayBeNoise | Better

@@ -79,8 +79,8 @@ WORDS: Final[Mapping[type[Reason], Words]] = MappingProxyType(
             "{best} が最良ですが、基準との差はばらつきかもしれません: {figure} は {pairs} 組で {times:.3f} 倍",
         ),
         reasons.Better: (
-            "{winner}: {figure} x {times:.3f} in {pairs} pairs with the baseline{reached}",
-            "{winner}: 基準との {pairs} 組で {figure} が {times:.3f} 倍{reached}",
+            "{winner}: {figure} x {times:.3f} in {pairs} pairs with the baseline{reached}{nearer}",
+            "{winner}: 基準との {pairs} 組で {figure} が {times:.3f} 倍{reached}{nearer}",
         ),
     }
 )
@@ -89,6 +89,7 @@ SEVERAL: Final[Mapping[str, tuple[Words, Words]]] = MappingProxyType(
         "figures": (("", ""), (", ", "、")),
         "notes": (("; ", ": "), ("; ", "; ")),
         "reached": (("; reaches ", "。目標を達成: "), (", ", "、")),
+        "nearer": (("; misses by less than the baseline ", "。未達ながら基準より近い目標: "), (", ", "、")),
     }
 )
 """Fields with any number of values: what stands before them, where there are any, and between two."""
