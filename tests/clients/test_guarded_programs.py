@@ -92,7 +92,7 @@ def test_codex_is_let_through(live: LiveGateway, folder: Path, tmp_path: Path, l
     before, home = count(live), tmp_path / "codex-home"
     home.mkdir()
     provider = f'{{name="gw",base_url="{live.url}/v1",env_key="GW_KEY",wire_api="responses"}}'
-    flags = ["--ignore-user-config", "--skip-git-repo-check", "--json", "-m", "fake", "--ephemeral"]
+    flags = ["--ignore-user-config", "--skip-git-repo-check", "--json", "-m", "fake"]
     flags += ["-c", "model_provider=gw", "-c", f"model_providers.gw={provider}"]
     flags += ["-C", str(folder), "-s", "danger-full-access"]
     call = 'call:exec_command {"cmd":"cat accounts.py"}'

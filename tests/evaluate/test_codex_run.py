@@ -65,6 +65,11 @@ CUT_TEXT = "stream disconnected before completion: stream closed before response
             id="refused, came through",
         ),
         pytest.param(
+            f"{erring('in-process app-server event stream lagged; dropped 7 events')}\n{SAID}\n{COMPLETED}",
+            "ok",
+            id="its own queue was full",
+        ),
+        pytest.param(
             erring("stream disconnected before completion: error sending request") + "\nsys.exit(1)",
             "connection",
             id="nobody there",
@@ -120,6 +125,7 @@ async def test_codex_gets_its_key_by_the_environment_alone(tmp_path: Path, monke
     assert "hunter2" not in json.dumps(found)
     assert found["home"] == found["cwd"] == []
     assert found["argv"][-2:] == ["--", SESSION_TASKS[0].prompts[0]]
+    assert "--ephemeral" not in found["argv"], "without a session Codex may lose the answer that it got"
     assert found["argv"][found["argv"].index("-s") :][:2] == ["-s", "read-only"]
     assert not is_there(found["env"]["CODEX_HOME"])
 
