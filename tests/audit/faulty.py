@@ -11,6 +11,10 @@ from sekisho.audit.files import Files
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT}
 
 
+def _on_the_anchors_thread() -> bool:
+    return threading.current_thread().name == "sekisho-anchor"
+
+
 class FaultyFiles(Files):
     """`fail(operation, error)` makes the next calls of an operation raise. `room_bytes` is what the disk still takes;
     a write beyond it is short first, as on a real full disk.
@@ -35,12 +39,9 @@ class FaultyFiles(Files):
     def _check(self, operation: str) -> None:
         with self._changing:
             error, left = self.failing.get(operation, (0, 0))
-            if left > 0 and (self._mine() or left == math.inf):
+            if left > 0 and (left == math.inf or not _on_the_anchors_thread()):
                 self.failing[operation] = error, left - 1
                 raise OSError(error, os.strerror(error))
-
-    def _mine(self) -> bool:
-        return threading.current_thread().name != "sekisho-anchor"
 
     def create(self, path: Path) -> int:
         self._check("create")
@@ -49,7 +50,7 @@ class FaultyFiles(Files):
     def write(self, descriptor: int, blob: bytes) -> int:
         self._check("write")
         with self._changing:
-            if self.room_bytes is not None and self._mine():
+            if self.room_bytes is not None and not _on_the_anchors_thread():
                 if self.room_bytes == 0:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 blob = blob[: self.room_bytes]

@@ -99,15 +99,9 @@ async def test_a_damaged_key_is_named(shelf: Shelf, text: str) -> None:
     assert path.read_text() == text
 
 
-async def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The writer overwrites the old state on purpose; a reader that had just opened it takes the new one. What is
-    damaged and stays is still told."""
-    await _two_segments(shelf)
-    path, real_open = shelf.secrets / keys.RATCHET_FILE, Path.open
-    writer = WriterKeys.load_or_create(shelf.secrets)
-    index = writer.index
+def _replaced_once_it_is_open(path: Path, writer: WriterKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens the state finds it overwritten, and another one in its place."""
+    real_open, index = Path.open, writer.index
 
     def slow_open(self: Path, *arguments: Any, **options: Any) -> Any:
         opened = real_open(self, *arguments, **options)
@@ -116,6 +110,17 @@ async def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
         return opened
 
     monkeypatch.setattr(Path, "open", slow_open)
+
+
+async def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer overwrites the old state on purpose; a reader that had just opened it takes the new one. What is
+    damaged and stays is still told."""
+    await _two_segments(shelf)
+    path, writer = shelf.secrets / keys.RATCHET_FILE, WriterKeys.load_or_create(shelf.secrets)
+    index = writer.index
+    _replaced_once_it_is_open(path, writer, monkeypatch)
     assert ReaderKeys.load(shelf.secrets).ratchet_index == index + 1
     path.write_bytes(os.urandom(100))
     with pytest.raises(KeyUnavailable, match="damaged"):
@@ -128,22 +133,15 @@ async def test_a_state_that_is_replaced_twice_is_not_taken_for_the_one_that_was_
     """A file system may give the number of a file that is gone to the next one: what was overwritten while it was read
     is no damage, however many have come after it."""
     await _two_segments(shelf)
-    path, real_open, real_stat = shelf.secrets / keys.RATCHET_FILE, Path.open, Path.stat
-    writer = WriterKeys.load_or_create(shelf.secrets)
+    path, writer, real_stat = shelf.secrets / keys.RATCHET_FILE, WriterKeys.load_or_create(shelf.secrets), Path.stat
     index = writer.index
-
-    def slow_open(self: Path, *arguments: Any, **options: Any) -> Any:
-        opened = real_open(self, *arguments, **options)
-        if self == path and writer.index == index:
-            writer.erase_up_to(index)
-        return opened
+    _replaced_once_it_is_open(path, writer, monkeypatch)
 
     def slow_stat(self: Path, **options: Any) -> os.stat_result:
         if self == path and writer.index < index + 10:
             writer.erase_up_to(writer.index)
         return real_stat(self, **options)
 
-    monkeypatch.setattr(Path, "open", slow_open)
     monkeypatch.setattr(Path, "stat", slow_stat)
     assert ReaderKeys.load(shelf.secrets).ratchet_index == index + 2
 

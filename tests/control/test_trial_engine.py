@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
-from kept_port import KeptPort
 
 from sekisho.control import trial_room
 from sekisho.control.comparison import OutOfBudget
@@ -53,18 +52,9 @@ Workers = Callable[[], list[psutil.Process]]
 
 
 @pytest.fixture(autouse=True)
-def kept_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def kept_ports(monkeypatch: pytest.MonkeyPatch, unused_tcp_port_factory: Callable[[], int]) -> None:
     """Nobody takes a worker's port between its choice and its start."""
-    kept: list[KeptPort] = []
-
-    def free_port() -> int:
-        kept.append(KeptPort())
-        return kept[-1].number
-
-    monkeypatch.setattr(worker_process, "free_port", free_port)
-    yield
-    for port in kept:
-        port.close()
+    monkeypatch.setattr(worker_process, "free_port", unused_tcp_port_factory)
 
 
 @pytest.fixture

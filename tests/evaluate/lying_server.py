@@ -48,7 +48,7 @@ class LyingServer:
             while not writer.is_closing() and await self._one(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
+            pass  # the client went away, or the server ends: some lies are made for that
         finally:
             self._tasks.discard(task)
             if not writer.is_closing():

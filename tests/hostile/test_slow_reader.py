@@ -1,6 +1,7 @@
 """Clients and stores that keep an answer waiting."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,20 @@ def test_a_client_that_never_reads_gives_its_slot_back(live: LiveGateway, monkey
         assert eventually(lambda: queue.running == 0)
     (row,) = live.usage(1)
     assert row.status == "cancelled"
+
+
+def test_a_slow_reader_gets_the_whole_stream(live: LiveGateway) -> None:
+    """More than the buffers between hold, taken bit by bit."""
+    body = b'{"model":"fake","stream":true,"messages":[{"role":"user","content":"tokens:20000 a"}]}'
+    with RawConnection(int(live.url.rsplit(":", 1)[1])) as raw:
+        raw.send(request_bytes("POST", "/v1/chat/completions", live.key, body))
+        tail = b""
+        while b"[DONE]" not in tail and (piece := raw.socket.recv(65536)):
+            tail = tail[-10:] + piece
+            time.sleep(0.02)  # this is how slow it is
+        assert b"[DONE]" in tail
+    (row,) = live.usage(1)
+    assert (row.status, row.output_tokens) == ("completed", 20000)
 
 
 async def test_a_slow_reader_is_no_stalled_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import psutil
 from aiohttp import web
+from kept_port import kept_port
 
 from sekisho.core.clock import ManualClock
 from sekisho.engines.config import ModelConfig
-from sekisho.engines.worker_process import free_port
 from sekisho.ops.control_door import ControlDoor, DoorClient
 from sekisho.ops.engine_orders import HOLD_PATH, MOVE_PATH, TRAFFIC_PATH, HoldOrder, MoveOrder, TrafficState
 from sekisho.ops.engine_swap import Limits, Placed
@@ -125,7 +125,7 @@ class Stage:
         self.home = home
         self.gateway = gateway
         self.clock = ManualClock()
-        url = f"http://127.0.0.1:{free_port()}/v1"
+        url = f"http://127.0.0.1:{kept_port()}/v1"
         self.config = ModelConfig("m", engine="torch", path="good")
         gateway.where = url
         self.supervisor = Supervisor(home, [self.spec(self.config, url)])

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))  # a server as a person starts it
 
 from e2e_harness import Sekisho, eventually, lives
+from kept_port import kept_port
 
 from sekisho.core.errors import EngineUnavailable, Forbidden, NotFound
 from sekisho.engines import builtin, llama_worker
@@ -123,7 +124,7 @@ class Stage:
 
     def __init__(self, home: Home) -> None:
         self.home = home.create()
-        self.port = llama_worker.free_port()
+        self.port = kept_port()
 
     def note(self, pid: int, birth: str | None) -> None:
         plan = {"workers": {"m": {"url": f"http://127.0.0.1:{self.port}/v1", "log_path": "/x/engine-m.log"}}}

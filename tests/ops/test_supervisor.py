@@ -225,6 +225,12 @@ async def test_kill_9_of_the_supervisor_leaves_nobody(tmp_path: Path) -> None:
     await until(lambda: not any(map(lives, pids)))
 
 
+@pytest.fixture
+def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits for the end of what was left; on a busy machine longer than two seconds."""
+    monkeypatch.setattr(process_tree.end, "__defaults__", (60.0,))
+
+
 def end_guardian(supervisor: int) -> None:
     (guardian,) = (
         process
@@ -234,20 +240,20 @@ def end_guardian(supervisor: int) -> None:
     guardian.kill()
 
 
-async def test_a_tied_child_needs_no_guardian(tmp_path: Path) -> None:
+async def test_a_tied_child_needs_no_guardian(tmp_path: Path, patient_end: None) -> None:
     """A child that called `die_with_parent` ends even when the guardian is killed together with the supervisor."""
     pids = await killed_supervisor(tmp_path, {"tied": TIED}, guardian_too=True)
     await until(lambda: not lives(pids[0]))
     async with Supervisor(tmp_path, []):  # which ends the grandchild, that knew of nothing
-        await until(lambda: not any(map(lives, pids)))
+        assert not any(map(lives, pids))
 
 
-async def test_the_next_supervisor_ends_what_was_left(tmp_path: Path) -> None:
+async def test_the_next_supervisor_ends_what_was_left(tmp_path: Path, patient_end: None) -> None:
     """Survivors of a killed supervisor and guardian are ended at the next start, grandchildren included."""
     pids = await killed_supervisor(tmp_path, {"plain": PLAIN}, guardian_too=True)
     assert all(map(lives, pids))
     async with Supervisor(tmp_path, []):
-        await until(lambda: not any(map(lives, pids)))
+        assert not any(map(lives, pids))
 
 
 async def test_a_recycled_process_id_is_left_alone(tmp_path: Path) -> None:
